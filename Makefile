@@ -1,0 +1,67 @@
+PYTHON ?= python3
+export PYTHON
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL: # tests of the kernel share one machine
+.PHONY: help setup demo check test test-root test-kernel sanity bench e2e image clean format proto lock python tools
+
+help:
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: ## install what is missing on this machine and make .venv
+	@scripts/setup.sh system python
+
+demo: setup ## see volumes made, used, grown and deleted on this machine (root)
+	.venv/bin/csi-local demo
+
+check: python ## formatting, lint, types, imports between rooms, generated files
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/python scripts/gen_proto.py --check
+
+test: sanity test-kernel ## everything that must hold for a change to land (root)
+	.venv/bin/pytest -m "not uml"
+
+test-root: setup ## only the tests on the real kernel (root)
+	.venv/bin/pytest -m root
+
+test-kernel: setup tools ## the tests inside User-Mode Linux: project quota, power cuts
+	tests/uml/run
+
+sanity: setup tools ## csi-sanity against every kind of volume (root)
+	.venv/bin/python tests/sanity/run.py
+
+bench: setup ## measure against the bare filesystem (root)
+	.venv/bin/python -m tests.bench
+
+e2e: ## the driver in a real Kubernetes: not in this version yet
+	@echo "Kubernetes mode is not in this version yet, so there is nothing to deploy and test." >&2
+	@exit 1
+
+image: ## the container image: not in this version yet
+	@echo "The container image is not in this version yet." >&2
+	@exit 1
+
+clean: ## remove everything that make has made
+	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+	find csi_local tests scripts -name __pycache__ -prune -exec rm -rf {} +
+
+# For developers of this repository; not in the list.
+
+python:
+	@scripts/setup.sh python
+
+tools: python
+	@scripts/setup.sh sanity
+
+format: python
+	.venv/bin/ruff format
+	.venv/bin/ruff check --fix
+
+proto: python
+	.venv/bin/python scripts/gen_proto.py
+
+lock: python
+	scripts/lock.sh

@@ -1,0 +1,1 @@
+"""Where a volume's bytes live. Pure: each backend says which operations make and grow its volumes."""

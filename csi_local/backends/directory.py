@@ -1,0 +1,28 @@
+"""A volume as a directory of the pool's filesystem: native speed, and a limit where that filesystem has one."""
+
+from csi_local.model.operations import (
+    LimitProject,
+    LimitSubvolume,
+    MakeDirectory,
+    MakeSubvolume,
+    OpenToPods,
+    Operation,
+)
+from csi_local.model.pool import Abilities, QuotaSupport
+from csi_local.model.quantity import Bytes
+from csi_local.model.volume import QuotaMode, VolumeRecord
+
+
+def make(record: VolumeRecord, data: str, abilities: Abilities) -> tuple[Operation, ...]:
+    """Make the directory *data*, limited while it is empty."""
+    made: Operation = MakeSubvolume(path=data) if abilities.subvolumes else MakeDirectory(path=data)
+    return (made, OpenToPods(path=data), *limit(record, data, record.size, abilities))
+
+
+def limit(record: VolumeRecord, data: str, size: Bytes, abilities: Abilities) -> tuple[Operation, ...]:
+    """Let the filesystem enforce *size*; nothing for an advisory one."""
+    if record.quota is QuotaMode.ADVISORY:
+        return ()
+    if abilities.quota is QuotaSupport.QGROUP:
+        return (LimitSubvolume(path=data, size=size),)
+    return (LimitProject(path=data, project=record.project, size=size),)

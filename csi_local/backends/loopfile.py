@@ -1,0 +1,29 @@
+"""A volume as an image file on a loop device: any filesystem or raw block, with a size limit by nature."""
+
+from csi_local.model.operations import Attach, MakeImage, Operation, ResizeImage
+from csi_local.model.quantity import Bytes
+from csi_local.model.volume import VolumeRecord
+
+SECTOR_SIZE = 4096
+"""Logical block size of new volumes' devices (docs/reference/loop-performance.md)."""
+
+
+def make(record: VolumeRecord, image: str) -> tuple[Operation, ...]:
+    """Make the image file."""
+    return (MakeImage(path=image, size=record.size, thick=record.thick),)
+
+
+def grow(record: VolumeRecord, image: str, size: Bytes) -> tuple[Operation, ...]:
+    """Make the image file larger."""
+    return (ResizeImage(path=image, size=size, thick=record.thick),)
+
+
+def attach(record: VolumeRecord, image: str, *, read_only: bool = False) -> Attach:
+    """Attach the image. A raw block device stays by itself; a mounted one lives as long as its mounts."""
+    return Attach(
+        path=image,
+        sector_size=record.sector_size or SECTOR_SIZE,
+        keep=record.block,
+        discard=not record.thick,
+        read_only=read_only,
+    )

@@ -1,0 +1,1 @@
+"""Use cases, one file each: lock → load → observe → plan → execute → save."""

@@ -1,0 +1,157 @@
+"""Carrying out a plan: operation after operation, a crash point before each and after the last, undone on failure."""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+
+from csi_local.host.api import Host
+from csi_local.model import operations as op
+from csi_local.model.errors import DriverError, FailedPrecondition
+from csi_local.model.observed import LoopDevice
+from csi_local.store.records import encode
+
+CrashPoint = Callable[[str], None]
+"""Called with the name of each point a plan passes, ``plan:number:Operation``; a test may end the world there."""
+
+_log = logging.getLogger(__name__)
+_FRESH_MODE = 0o755
+
+
+@dataclass(slots=True)
+class _Run:
+    """What operations hand to later ones of the same plan."""
+
+    held: ExitStack
+    loop: LoopDevice | None = None
+    attached_here: bool = False
+    done: list[op.Operation] = field(default_factory=list)
+
+    def device(self) -> LoopDevice:
+        """The device attached before."""
+        if self.loop is None:
+            raise FailedPrecondition("the plan has no device attached")
+        return self.loop
+
+
+class Executor:
+    """Does what plans say, on *host*."""
+
+    def __init__(self, host: Host, crash_point: CrashPoint) -> None:
+        self._host = host
+        self._crash_point = crash_point
+
+    def run(self, name: str, operations: Sequence[op.Operation]) -> None:
+        """Carry out all of *operations*, or undo what was done and raise what stopped it."""
+        with ExitStack() as held:
+            run = _Run(held)
+            try:
+                for number, operation in enumerate(operations):
+                    self._crash_point(f"{name}:{number}:{type(operation).__name__}")
+                    _log.debug("%s: %s", name, operation.describe())
+                    self._do(operation, run)
+                    run.done.append(operation)
+                if operations:
+                    self._crash_point(f"{name}:{len(operations)}:end")
+            except Exception:
+                for operation in reversed(run.done):
+                    self._undo(operation, run)
+                raise
+
+    def _do(self, operation: op.Operation, run: _Run) -> None:  # noqa: C901 (a table)
+        host = self._host
+        match operation:
+            case op.MakeDirectory(path=path):
+                host.make_dir(path)
+            case op.MakeSubvolume(path=path):
+                host.make_subvolume(path)
+            case op.RemoveTree(path=path):
+                host.remove_tree(path)
+            case op.SyncDirectory(path=path):
+                host.sync_dir(path)
+            case op.OpenToPods(path=path):
+                host.set_mode(path, _FRESH_MODE)
+            case op.LimitProject(path=path, project=project, size=size):
+                host.limit_project(path, project, size)
+            case op.LimitSubvolume(path=path, size=size):
+                host.limit_subvolume(path, size)
+            case op.MakeImage(path=path, size=size, thick=thick):
+                host.make_image(path, size, thick=thick)
+            case op.ResizeImage(path=path, size=size, thick=thick):
+                host.resize_image(path, size, thick=thick)
+            case op.WriteRecord(path=path, record=record):
+                host.replace_file(path, encode(record))
+            case op.Commit(source=source, target=target):
+                host.rename(source, target)
+            case op.SetGroup(path=path, group=group):
+                host.give_to_group(path, group)
+            case _:
+                self._do_mount(operation, run)
+
+    def _do_mount(self, operation: op.Operation, run: _Run) -> None:  # noqa: C901 (a table)
+        host = self._host
+        match operation:
+            case op.Attach():
+                self._attach(operation, run)
+            case op.Detach(loop=loop):
+                host.detach(loop)
+            case op.MakeFilesystem(filesystem=filesystem, uuid=uuid, options=options, thick=thick):
+                device = run.device().path
+                host.make_filesystem(device, filesystem, uuid=uuid, label="", options=options, thick=thick)
+            case op.GrowUnmounted():
+                host.grow_unmounted(run.device().path)
+            case op.RefreshLoops(path=path):
+                for loop in host.loops(path):
+                    host.refresh(loop)
+            case op.GrowMounted(path=path, filesystem=filesystem):
+                device = run.loop.path if run.loop else self._device_under(path)
+                host.grow_mounted(path, filesystem, device)
+            case op.MountDevice(path=path, filesystem=filesystem, flags=flags, data=data):
+                host.mount(run.device().path, path, filesystem, flags, data)
+            case op.BindMount(path=path, source=source, flags=flags):
+                host.bind(source, path, flags)
+            case op.BindDevice(path=path):
+                host.bind(run.device().path, path, frozenset())
+            case op.MakeTargetDirectory(path=path):
+                host.make_dir(path, mode=0o750)
+            case op.MakeTargetFile(path=path):
+                host.make_file(path)
+            case op.Unmount(path=path):
+                host.unmount(path)
+            case op.RemoveTarget(path=path):
+                host.remove(path)
+            case _:
+                raise NotImplementedError(operation.describe())
+
+    def _attach(self, operation: op.Attach, run: _Run) -> None:
+        before = self._host.loops(operation.path)
+        run.loop = run.held.enter_context(
+            self._host.attach(
+                operation.path,
+                sector_size=operation.sector_size,
+                keep=operation.keep,
+                discard=operation.discard,
+                read_only=operation.read_only,
+            )
+        )
+        run.attached_here = run.loop not in before
+
+    def _device_under(self, path: str) -> str:
+        number = self._host.device_at(path)
+        for loop in self._host.all_loops():
+            if loop.device == number:
+                return loop.path
+        raise FailedPrecondition(f"no loop device is under {path}")
+
+    def _undo(self, operation: op.Operation, run: _Run) -> None:
+        with suppress(DriverError):
+            match operation:
+                case op.MakeDirectory(path=path):
+                    self._host.remove_tree(path)
+                case op.MakeTargetDirectory(path=path) | op.MakeTargetFile(path=path):
+                    self._host.remove(path)
+                case op.MountDevice(path=path) | op.BindMount(path=path) | op.BindDevice(path=path):
+                    self._host.unmount(path)
+                case op.Attach(keep=True) if run.loop is not None and run.attached_here:
+                    run.held.close()
+                    self._host.detach(run.loop)

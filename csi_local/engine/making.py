@@ -1,0 +1,215 @@
+"""Opening a pool of each kind, and making it where it is new. Formatting happens here once, or never.
+
+* ``path``: the directory must exist.
+* ``image``: the file is made and formatted under a provisional name and then given its own; so a file that has the
+  name is never formatted again.
+* ``device``: formatted only where nothing at all is found on it: no signature, no partition, no user, no byte other
+  than zero. Afterwards it is known by its label.
+"""
+
+import errno
+import hashlib
+import uuid
+from contextlib import ExitStack, suppress
+
+from csi_local.host.api import Host
+from csi_local.model.errors import DriverError, FailedPrecondition, SyscallFailed, Unavailable
+from csi_local.model.observed import FileKind
+from csi_local.model.pool import PoolKind, PoolSpec
+from csi_local.model.quantity import format_bytes
+from csi_local.model.volume import Allocation, Filesystem
+from csi_local.store.layout import Layout
+
+LABEL = "csi-local"
+"""The label of every filesystem made for a pool."""
+
+_SECTOR_SIZE = 4096
+_PROVISIONAL = ".csi-local-new"
+_PROJECT_OPTIONS = {Filesystem.EXT4: ("-O", "quota,project", "-E", "quotatype=prjquota")}
+
+
+def open_pool(host: Host, spec: PoolSpec, run_dir: str, held: ExitStack) -> str:
+    """Make the pool's place usable and return its top directory; *held* lets it go again.
+
+    Raises:
+        FailedPrecondition: it must not be used as a pool; the message says what was found.
+        Busy: another driver uses it.
+        Unavailable: it is not there.
+    """
+    if spec.kind is PoolKind.PATH:
+        return _open_path(host, spec, held)
+    if spec.kind is PoolKind.IMAGE:
+        return _open_image(host, spec, run_dir, held)
+    return _open_device(host, spec, run_dir, held)
+
+
+def visit_pool(host: Host, spec: PoolSpec, run_dir: str, held: ExitStack) -> str:
+    """The top directory of a pool that is there, for looking only: a driver that has it open is not disturbed.
+
+    Raises:
+        Unavailable: it has not been made yet, or cannot be reached.
+    """
+    root = spec.target
+    if spec.kind is not PoolKind.PATH:
+        source = host.real_path(spec.target)
+        if host.stat(source) is None:
+            raise Unavailable(f"{spec.target} is not there yet; csi-local serve makes it")
+        root = _mount_point(host, spec, run_dir)
+        if not _is_mounted(host, source, root):
+            signature = host.probe(source)
+            if signature is None or signature.label != LABEL:
+                raise Unavailable(f"{spec.target} holds {signature.type if signature else 'nothing'}, and no pool")
+            open_pool(host, spec, run_dir, held)
+    if host.stat(Layout(root).pool_file) is None:
+        raise Unavailable(f"{spec.target} is not a pool yet; csi-local serve makes it one")
+    return root
+
+
+def _open_path(host: Host, spec: PoolSpec, held: ExitStack) -> str:
+    found = host.stat(spec.target)
+    if found is None:
+        raise Unavailable(f"directory {spec.target} does not exist; make it, or mount its disk")
+    if found.kind is not FileKind.DIRECTORY:
+        raise FailedPrecondition(f"pool {spec.name}: {spec.target} is a {found.kind}, not a directory")
+    held.enter_context(host.lock(spec.target))
+    return spec.target
+
+
+def _open_image(host: Host, spec: PoolSpec, run_dir: str, held: ExitStack) -> str:
+    found = host.stat(spec.target)
+    if found is None:
+        _make_image(host, spec)
+        found = host.stat(spec.target)
+    if found is None or found.kind is not FileKind.FILE:
+        raise FailedPrecondition(f"pool {spec.name}: {spec.target} is not a file")
+    held.enter_context(host.lock(spec.target))
+    signature = host.probe(spec.target)
+    if signature is None or signature.label != LABEL:
+        what = f"holds {signature.type}" if signature else "is blank"
+        raise FailedPrecondition(
+            f"pool {spec.name}: {spec.target} exists, and it {what}: it was not made by csi-local and is left as it is."
+            " Remove it, or choose another file"
+        )
+    point = _mount_point(host, spec, run_dir)
+    if not _is_mounted(host, spec.target, point):
+        discard = spec.allocation is Allocation.THIN
+        with host.attach(spec.target, sector_size=_SECTOR_SIZE, keep=False, discard=discard) as loop:
+            _mount(host, loop.path, point, Filesystem(signature.type))
+    held.callback(_leave, host, point)
+    return point
+
+
+def _make_image(host: Host, spec: PoolSpec) -> None:
+    parent = spec.target.rpartition("/")[0] or "/"
+    if host.stat(parent) is None:
+        raise Unavailable(f"directory {parent} does not exist; make it first")
+    new = spec.target + _PROVISIONAL
+    if host.stat(new) is not None:
+        with host.lock(new):
+            host.remove(new)
+    try:
+        host.make_image(new, spec.size, thick=spec.allocation is Allocation.THICK)
+        with (
+            host.lock(new),
+            host.attach(new, sector_size=_SECTOR_SIZE, keep=False, discard=False) as loop,
+        ):
+            _format(host, loop.path, spec, thick=True)
+        host.rename(new, spec.target)
+    except SyscallFailed as error:
+        with suppress(DriverError):
+            host.remove(new)
+        if error.errno in (errno.ENOSPC, errno.EFBIG):
+            raise FailedPrecondition(
+                f"pool {spec.name}: there is no room for an image of {format_bytes(spec.size)} at {spec.target}: take a"
+                " smaller size, or allocation=thin to reserve no blocks for it"
+            ) from error
+        raise
+    except BaseException:
+        with suppress(DriverError):
+            host.remove(new)
+        raise
+
+
+def _open_device(host: Host, spec: PoolSpec, run_dir: str, held: ExitStack) -> str:
+    found = host.stat(spec.target)
+    device = host.real_path(spec.target)
+    if found is None or host.stat(device) is None:
+        raise Unavailable(f"device {spec.target} is not there")
+    held.enter_context(host.lock(device))
+    point = _mount_point(host, spec, run_dir)
+    if _is_mounted(host, device, point):
+        held.callback(_leave, host, point)
+        return point
+    if reason := host.in_use(device):
+        raise FailedPrecondition(f"pool {spec.name}: {spec.target} is not used: {reason}")
+    signature = host.probe(device)
+    if signature is None:
+        offset = host.first_data(device)
+        if offset is not None:
+            raise FailedPrecondition(
+                f"pool {spec.name}: {spec.target} is not used: no known format is on it, but there is data at byte"
+                f" {offset}. If it may be lost: wipefs -a {spec.target} && blkdiscard -z {spec.target}"
+            )
+        _format(host, device, spec, thick=False)
+        signature = host.probe(device)
+    if signature is None or signature.label != LABEL:
+        what = f"{signature.type} (UUID {signature.uuid or 'none'})" if signature else "nothing, after it was formatted"
+        raise FailedPrecondition(
+            f"pool {spec.name}: {spec.target} is not used: it holds {what}. If that may be lost:"
+            f" wipefs -a {spec.target} && blkdiscard -z {spec.target}"
+        )
+    _mount(host, device, point, Filesystem(signature.type))
+    held.callback(_leave, host, point)
+    return point
+
+
+def _format(host: Host, device: str, spec: PoolSpec, *, thick: bool) -> None:
+    options = _PROJECT_OPTIONS.get(spec.filesystem, ())
+    host.make_filesystem(device, spec.filesystem, uuid=str(uuid.uuid4()), label=LABEL, options=options, thick=thick)
+
+
+def _mount_point(host: Host, spec: PoolSpec, run_dir: str) -> str:
+    """Where the pool is mounted: always the same for the same pool, so that a new driver finds an old mount."""
+    digest = hashlib.sha256(spec.target.encode()).hexdigest()[:12]
+    for directory in (run_dir, f"{run_dir}/pools"):
+        host.make_dir(directory, exist_ok=True)
+    point = f"{run_dir}/pools/{spec.name}-{digest}"
+    host.make_dir(point, exist_ok=True)
+    return point
+
+
+def _is_mounted(host: Host, source: str, point: str) -> bool:
+    """Whether *source*, an image or a device, is mounted at *point*.
+
+    Raises:
+        FailedPrecondition: something else is.
+    """
+    at, below = host.stat(point), host.stat(source)
+    if at is None or below is None or not at.mount_root:
+        return False
+    device = host.device_at(point)
+    if device in (below.special, *(loop.device for loop in host.loops(source))):
+        return True
+    raise FailedPrecondition(f"{point} has something other than {source} mounted on it; unmount it")
+
+
+def _mount(host: Host, device: str, point: str, filesystem: Filesystem) -> None:
+    """Mount with project quota where the kernel has it for this filesystem."""
+    if filesystem is not Filesystem.BTRFS:
+        try:
+            host.mount(device, point, filesystem, frozenset(), ["prjquota"])
+        except SyscallFailed:
+            pass
+        else:
+            return
+    host.mount(device, point, filesystem, frozenset(), [])
+
+
+def _leave(host: Host, point: str) -> None:
+    """Unmount a pool, unless volumes that are in use lie in it."""
+    top = host.stat(point)
+    if top is None or any(loop.backing[0] == top.device for loop in host.all_loops()):
+        return
+    with suppress(DriverError):
+        host.unmount(point)
+        host.remove(point)

@@ -1,0 +1,55 @@
+"""Looking at the node: where a volume is attached, staged and published. Asked of the kernel each time."""
+
+from csi_local.host.api import Host
+from csi_local.model.observed import FileKind, LoopDevice
+from csi_local.model.volume import VolumeId
+from csi_local.store.layout import Layout
+
+
+class Observer:
+    """Answers from the kernel; the record is not needed, so that a damaged volume can still be unpublished."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+
+    def loops(self, layout: Layout, volume: VolumeId) -> tuple[LoopDevice, ...]:
+        """The loop devices of a volume's image."""
+        return tuple(self._host.loops(layout.image(volume)))
+
+    def is_mounted_at(self, layout: Layout, volume: VolumeId, path: str) -> bool:
+        """Whether what is mounted at *path* is this volume: its directory, its filesystem, or its device's node."""
+        at = self._host.stat(path)
+        if at is None or not at.mount_root:
+            return False
+        data = self._host.stat(layout.data(volume))
+        if data is not None:
+            return at.identity == data.identity
+        if self._host.stat(layout.image(volume)) is None:
+            return False
+        device = at.special if at.kind is FileKind.BLOCK else self._host.device_at(path)
+        return any(loop.device == device for loop in self.loops(layout, volume))
+
+    def mount_points(self, layout: Layout, volume: VolumeId) -> tuple[str, ...]:
+        """Every path at which this volume, or something in it, is mounted."""
+        points: list[str] = []
+        data = self._host.stat(layout.data(volume))
+        if data is not None:
+            inside = f"/volumes/{volume}/data"
+            for mount in self._host.mounts(inside):
+                if mount.root.endswith(inside) or f"{inside}/" in mount.root:
+                    at = self._host.stat(mount.point)
+                    if at is not None and at.device == data.device:
+                        points.append(mount.point)
+            return tuple(points)
+        for loop in self.loops(layout, volume):
+            name = loop.path.rpartition("/")[2]
+            points.extend(
+                mount.point
+                for mount in self._host.mounts(name)
+                if mount.source == loop.path or (mount.root.endswith(f"/{name}") and self._is_node(mount.point, loop))
+            )
+        return tuple(points)
+
+    def _is_node(self, path: str, loop: LoopDevice) -> bool:
+        found = self._host.stat(path)
+        return found is not None and found.kind is FileKind.BLOCK and found.special == loop.device

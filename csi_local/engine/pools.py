@@ -1,0 +1,291 @@
+"""The pools of this node: opening them, what they have promised, and where a volume is."""
+
+import dataclasses
+import hashlib
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+
+from csi_local.engine import making
+from csi_local.host.api import Host
+from csi_local.model.errors import (
+    DamagedRecord,
+    DriverError,
+    HostError,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+    Unsupported,
+)
+from csi_local.model.observed import Usage
+from csi_local.model.pool import Abilities, Media, PoolSpec, PoolView
+from csi_local.model.quantity import Bytes
+from csi_local.model.volume import BackendKind, QuotaMode, VolumeId, VolumeRecord, known_id
+from csi_local.plan import sizes
+from csi_local.plan.sizes import Promises
+from csi_local.store.layout import NEW, Layout
+from csi_local.store.pool_store import PoolStore
+
+_log = logging.getLogger(__name__)
+_NOTHING = Abilities(filesystem="")
+
+
+class Pool:
+    """An open pool: its store, its abilities, and the sum of its promises."""
+
+    def __init__(self, host: Host, spec: PoolSpec, root: str) -> None:
+        self.spec = spec
+        self.root = root
+        self.store = PoolStore(host, root)
+        self.uuid = self.store.open(spec.kind)
+        self.abilities = host.abilities(root)
+        self.media = spec.media or host.media(root)
+        self._host = host
+        self._guard = threading.Lock()
+        self._weights: dict[VolumeId, Promises] = {}
+        self._sum = Promises()
+        self._projects: set[int] = set()
+
+    @property
+    def layout(self) -> Layout:
+        """The names inside it."""
+        return self.store.layout
+
+    def load_promises(self) -> None:
+        """Add up what the volumes on disk were promised; one that is damaged counts for nothing and is told of."""
+        for volume in self.store.volumes():
+            try:
+                record = self.store.load(volume)
+            except (DamagedRecord, NotFound) as error:
+                _log.error("%s", error)
+            else:
+                self._keep(record)
+
+    def _replace(self, volume: VolumeId, weight: Promises | None) -> None:
+        for sign, one in ((-1, self._weights.pop(volume, Promises())), (1, weight or Promises())):
+            self._sum = Promises(
+                reserved=self._sum.reserved + sign * one.reserved,
+                pending=self._sum.pending + sign * one.pending,
+                directories=self._sum.directories + sign * one.directories,
+                written=self._sum.written,
+                thin=self._sum.thin + sign * one.thin,
+            )
+        if weight is not None:
+            self._weights[volume] = weight
+
+    @contextmanager
+    def promising(self, record: VolumeRecord) -> Iterator[None]:
+        """Promise a volume its room while it is made or grown; the promise stays where that succeeds.
+
+        Raises:
+            ResourceExhausted: somebody else got the room meanwhile.
+        """
+        weight = sizes.weight(record)
+        with self._guard:
+            before = self._weights.get(record.id)
+            more = weight.total - (before.total if before else 0)
+            room, thin_room = sizes.rooms(self.spec, self._host.room(self.root), self._sum)
+            if more > (thin_room if weight.thin else room):
+                raise ResourceExhausted(f"pool {self.spec.name} has no room for another {max(more, 0)} bytes")
+            self._replace(record.id, dataclasses.replace(weight, pending=more if weight.reserved else 0))
+        try:
+            yield
+        except BaseException:
+            with self._guard:
+                self._replace(record.id, before)
+            raise
+        self._keep(record)
+
+    def _keep(self, record: VolumeRecord) -> None:
+        with self._guard:
+            self._replace(record.id, sizes.weight(record))
+            self._projects.add(record.project)
+
+    def forget(self, record_id: VolumeId) -> None:
+        """Take back what a volume was promised: it is gone."""
+        with self._guard:
+            self._replace(record_id, None)
+
+    def sample(self) -> None:
+        """See how much of what directory volumes were promised has been written."""
+        written = 0
+        for volume in [key for key, weight in list(self._weights.items()) if weight.directories]:
+            with suppress(DriverError):
+                record = self.store.load(volume)
+                if record.quota is QuotaMode.HARD:
+                    written += min(self.usage_of(record).used, record.size)
+        with self._guard:
+            self._sum = dataclasses.replace(self._sum, written=written)
+
+    def used_by(self, record: VolumeRecord) -> Bytes:
+        """Bytes of the pool that a volume takes now: blocks of its image, or what its directory's limit counts.
+
+        Raises:
+            Unsupported: nobody counts them (a directory without a limit).
+        """
+        if record.backend is BackendKind.LOOPFILE:
+            image = self._host.stat(self.layout.image(record.id))
+            return Bytes(image.allocated if image else 0)
+        if record.quota is not QuotaMode.HARD:
+            raise Unsupported("a directory without a limit is not counted")
+        return self.usage_of(record).used
+
+    def usage_of(self, record: VolumeRecord) -> Usage:
+        """Limit and use of a directory volume that has a limit."""
+        data = self.layout.data(record.id)
+        if record.backend is BackendKind.DIRECTORY and record.project and not self.abilities.subvolumes:
+            return self._host.project_usage(data, record.project)
+        return self._host.subvolume_usage(data)
+
+    def view(self) -> PoolView:
+        """The pool as placement sees it, now."""
+        try:
+            seen = self._host.room(self.root)
+        except HostError as error:
+            return absent(self.spec, f"it cannot be read: {error}")
+        room, thin_room = sizes.rooms(self.spec, seen, self._sum)
+        return PoolView(
+            name=self.spec.name,
+            kind=self.spec.kind,
+            media=self.media,
+            abilities=self.abilities,
+            total=seen.total,
+            room=room,
+            thin_room=thin_room,
+            unavailable="it is read-only" if seen.read_only else "",
+        )
+
+    def free_project(self, volume: VolumeId) -> int:
+        """A quota project for a new volume: a number made from its id, or the next one that is free."""
+        number = int.from_bytes(hashlib.sha256(volume.encode()).digest()[:4], "big") % 0x3FFF0000 + 0x10000
+        with self._guard:
+            while number in self._projects:
+                number += 1
+        return number
+
+
+def absent(spec: PoolSpec, why: str) -> PoolView:
+    """The view of a pool that cannot be used."""
+    return PoolView(
+        name=spec.name,
+        kind=spec.kind,
+        media=spec.media or Media.UNKNOWN,
+        abilities=_NOTHING,
+        total=Bytes(0),
+        room=Bytes(0),
+        thin_room=Bytes(0),
+        unavailable=why,
+    )
+
+
+class Pools:
+    """All pools of the node, by name."""
+
+    def __init__(self, host: Host, specs: Sequence[PoolSpec], run_dir: str, *, visiting: bool = False) -> None:
+        """*visiting* looks only: nothing is made, formatted, tidied up, or taken from a driver that runs."""
+        self._open_pool = making.visit_pool if visiting else making.open_pool
+        self._visiting = visiting
+        self._host = host
+        self._specs = specs
+        self._run_dir = run_dir
+        self._open: dict[str, Pool] = {}
+        self._missing = {spec.name: "not opened yet" for spec in specs}
+        self._held: dict[str, ExitStack] = {}
+
+    def open(self) -> None:
+        """Open every pool that is there; what is missing or failing is tried again by :meth:`retry`.
+
+        Raises:
+            DriverError: a pool must not be used (it holds something else, somebody else uses it), or none is there.
+        """
+        try:
+            self.retry()
+        except BaseException:
+            self.close()
+            raise
+        if not self._open:
+            raise Unavailable("no pool can be used: " + "; ".join(f"{n}: {why}" for n, why in self._missing.items()))
+
+    def retry(self) -> list[Pool]:
+        """Try to open the pools that are not; return those that now are."""
+        opened = []
+        for spec in self._specs:
+            if spec.name not in self._missing:
+                continue
+            with ExitStack() as held:
+                try:
+                    root = self._open_pool(self._host, spec, self._run_dir, held)
+                except (Unavailable, HostError) as error:
+                    self._missing[spec.name] = str(error)
+                    _log.error("pool %s: %s", spec.name, error)
+                    continue
+                self._held[spec.name] = held.pop_all()
+            opened.append(self._adopt(spec, root))
+        return opened
+
+    def _adopt(self, spec: PoolSpec, root: str) -> Pool:
+        pool = Pool(self._host, spec, root)
+        for path in [] if self._visiting else pool.store.leftovers():
+            name = path.rpartition("/")[2]
+            if name.startswith(NEW):  # out of the way of a retry; the sweeper takes it from there
+                self._host.rename(path, pool.store.unused_trash(VolumeId(name.removeprefix(NEW))))
+        pool.load_promises()
+        self._open[spec.name] = pool
+        del self._missing[spec.name]
+        return pool
+
+    def close(self) -> None:
+        """Let the pools go; one whose volumes are in use stays mounted for them."""
+        for held in self._held.values():
+            held.close()
+        self._held.clear()
+        self._open.clear()
+
+    @property
+    def ready(self) -> bool:
+        """Whether every pool is open."""
+        return not self._missing
+
+    def all(self) -> list[Pool]:
+        """The open pools."""
+        return list(self._open.values())
+
+    def get(self, name: str) -> Pool:
+        """An open pool by name."""
+        return self._open[name]
+
+    def views(self) -> list[PoolView]:
+        """All configured pools, those that are missing too."""
+        return [
+            self._open[spec.name].view() if spec.name in self._open else absent(spec, self._missing[spec.name])
+            for spec in self._specs
+        ]
+
+    def sample(self) -> None:
+        """See in every pool how much of what directories were promised has been written."""
+        for pool in self.all():
+            pool.sample()
+
+    def locate(self, volume: VolumeId) -> Pool | None:
+        """The pool that has the volume; asked of the disks, not of memory."""
+        for pool in self.all():
+            if pool.store.exists(volume):
+                return pool
+        return None
+
+    def find(self, shown: str) -> tuple[Pool, VolumeId]:
+        """The pool that has the volume with that id.
+
+        Raises:
+            NotFound: none has.
+            Unavailable: none has, but one is missing that might.
+        """
+        volume = known_id(shown)
+        pool = self.locate(volume) if volume is not None else None
+        if volume is not None and pool is not None:
+            return pool, volume
+        if volume is not None and self._missing:
+            missing = "; ".join(f"{name}: {why}" for name, why in self._missing.items())
+            raise Unavailable(f"volume {shown!r} is in none of the open pools, but not all are open ({missing})")
+        raise NotFound(f"there is no volume {shown!r} on this node")

@@ -1,0 +1,323 @@
+"""A volume on its node: stage, publish, unpublish, unstage, and how full it is."""
+
+import logging
+import threading
+import uuid
+
+from csi_local.engine.execute import Executor
+from csi_local.engine.locks import KeyedLocks
+from csi_local.engine.observe import Observer
+from csi_local.engine.pools import Pool, Pools
+from csi_local.host.api import Host
+from csi_local.model.errors import (
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    SyscallFailed,
+    Unavailable,
+)
+from csi_local.model.mount_options import MountOptions, parse_mount_options
+from csi_local.model.observed import FileKind, Usage
+from csi_local.model.operations import Detach, Operation, RemoveTarget, Unmount
+from csi_local.model.quantity import Bytes
+from csi_local.model.volume import (
+    BackendKind,
+    Capability,
+    FormatState,
+    MountAccess,
+    QuotaMode,
+    VolumeId,
+    VolumeRecord,
+)
+from csi_local.plan import publishing, staging
+from csi_local.plan.publishing import Publication, PublishSeen
+from csi_local.plan.request import check_usable
+from csi_local.plan.staging import StagingSeen
+
+_log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """The use cases of a volume on its node.
+
+    What is mounted where is asked of the kernel. Only what the kernel cannot tell (with which capability a path was
+    published) is remembered, and only for as long as this process lives.
+    """
+
+    def __init__(self, host: Host, pools: Pools, executor: Executor, locks: KeyedLocks, max_volumes: int) -> None:
+        self._host = host
+        self._pools = pools
+        self._executor = executor
+        self._locks = locks
+        self._observer = Observer(host)
+        self._max_volumes = max_volumes
+        self._guard = threading.Lock()
+        self._staged: dict[VolumeId, Capability | None] = {}
+        self._published: dict[str, Publication] = {}
+
+    def count_staged(self) -> None:
+        """See which volumes an earlier driver left staged."""
+        backing = {loop.backing for loop in self._host.all_loops()}
+        bound = {mount.root.partition("/volumes/")[2].partition("/")[0] for mount in self._host.mounts("/volumes/")}
+        for pool in self._pools.all():
+            for volume in pool.store.volumes() if backing or bound else ():
+                image = self._host.stat(pool.layout.image(volume))
+                if volume in bound or (image is not None and image.identity in backing):
+                    self._staged.setdefault(volume, None)
+
+    # --- staging
+
+    def stage(self, shown: str, path: str, capability: Capability, patience_s: float) -> None:
+        """Make a volume ready on this node.
+
+        Raises:
+            NotFound: there is no such volume.
+            InvalidArgument: it cannot be used in that way.
+            AlreadyExists, FailedPrecondition: see ``plan.staging.stage``.
+            ResourceExhausted: the node has as many volumes as it may have.
+        """
+        pool, volume = self._pools.find(shown)
+        with self._locks.hold(volume, patience_s):
+            record = pool.store.load(volume)
+            check_usable(record, capability)
+            self._stage(pool, record, path, capability)
+
+    def _stage(self, pool: Pool, record: VolumeRecord, path: str, capability: Capability) -> None:
+        with self._guard:
+            known = record.id in self._staged
+            if not known and self._max_volumes and len(self._staged) >= self._max_volumes:
+                raise ResourceExhausted(f"this node has its limit of {self._max_volumes} volumes staged")
+            self._staged.setdefault(record.id, None)
+        try:
+            seen = self._look(pool, record, path)
+            options = _options(record, capability)
+            new_uuid = str(uuid.uuid4())
+            operations = staging.stage(record, capability, options, path, pool.layout, seen, new_uuid)
+            self._run_mounting("stage", operations)
+        except BaseException:
+            if not known:
+                self._staged.pop(record.id, None)
+            raise
+        if self._staged[record.id] is None:
+            self._staged[record.id] = capability
+
+    def _run_mounting(self, name: str, operations: tuple[Operation, ...]) -> None:
+        """Mount options that the kernel refuses are the request's fault."""
+        try:
+            self._executor.run(name, operations)
+        except SyscallFailed as error:
+            if error.errno == 22 and str(error).startswith(("mount ", "bind-mount ")):  # noqa: PLR2004 (EINVAL)
+                raise InvalidArgument(f"the kernel refuses these mount options: {error}") from error
+            raise
+
+    def _look(self, pool: Pool, record: VolumeRecord, path: str) -> StagingSeen:
+        layout = pool.layout
+        at = self._host.stat(path)
+        directory = record.backend is BackendKind.DIRECTORY
+        if self._observer.is_mounted_at(layout, record.id, path):
+            return StagingSeen(path=at, ours=True, staged_as=self._staged.get(record.id))
+        there = self._host.stat(layout.data(record.id) if directory else layout.image(record.id))
+        if directory or there is None or record.block:
+            loops = () if directory else self._observer.loops(layout, record.id)
+            return StagingSeen(path=at, bytes_there=there, loops=loops)
+        loops = self._observer.loops(layout, record.id)
+        image = layout.image(record.id)
+        signature = self._host.probe(image)
+        size = None
+        if signature is not None and signature.type == record.filesystem and not loops:
+            size = self._host.filesystem_size(image, record.filesystem)
+        return StagingSeen(path=at, bytes_there=there, loops=loops, signature=signature, filesystem_size=size)
+
+    def unstage(self, shown: str, path: str, patience_s: float) -> None:
+        """Take a volume from this node; no error where it is not there, or does not exist.
+
+        Raises:
+            FailedPrecondition: it is still published.
+        """
+        place = self._locate(shown, path)
+        if place is None:
+            return
+        pool, volume = place
+        with self._locks.hold(volume, patience_s):
+            ours = self._observer.is_mounted_at(pool.layout, volume, path)
+            points = self._observer.mount_points(pool.layout, volume)
+            loops = self._observer.loops(pool.layout, volume)
+            block = not any(loop.autoclear for loop in loops)
+            others = tuple(point for point in points if point != path)
+            operations = staging.unstage(path, ours=ours, block=block, loops=loops, others=others)
+            self._executor.run("unstage", operations)
+            if not others:
+                self._staged.pop(volume, None)
+
+    def _locate(self, shown: str, path: str) -> tuple[Pool, VolumeId] | None:
+        """Where a volume is that is to leave *path*; None where there is none, and so nothing to do.
+
+        Raises:
+            Unavailable: something is mounted there, and a pool is missing that may have the volume.
+        """
+        try:
+            return self._pools.find(shown)
+        except NotFound:
+            return None
+        except Unavailable:
+            at = self._host.stat(path)
+            if at is not None and at.mount_root:
+                raise
+            return None
+
+    # --- publishing
+
+    def publish(
+        self,
+        shown: str,
+        paths: tuple[str, str],
+        capability: Capability,
+        patience_s: float,
+        *,
+        read_only: bool,
+    ) -> None:
+        """Make a staged volume appear at a target; *paths* are staging and target.
+
+        A volume that should be staged and is not (after a reboot, say) is staged again.
+
+        Raises:
+            NotFound: there is no such volume.
+            InvalidArgument, AlreadyExists, FailedPrecondition: see ``plan.publishing.publish``.
+        """
+        pool, volume = self._pools.find(shown)
+        staged, target = paths
+        with self._locks.hold(volume, patience_s):
+            record = pool.store.load(volume)
+            check_usable(record, capability)
+            wanted = Publication(volume=record.id, capability=capability, read_only=read_only)
+            if staged == target:
+                raise InvalidArgument("the target path and the staging path are the same")
+            self._ensure_staged(pool, record, staged, capability)
+            seen = self._look_at_target(pool, record, staged, target, capability)
+            options = _options(record, capability)
+            operations = publishing.publish(record, wanted, options, paths, pool.layout, seen)
+            self._run_mounting("publish", operations)
+            self._published[target] = wanted
+
+    def _ensure_staged(self, pool: Pool, record: VolumeRecord, path: str, capability: Capability) -> None:
+        if record.block:
+            staged = any(not loop.read_only for loop in self._observer.loops(pool.layout, record.id))
+        else:
+            staged = self._observer.is_mounted_at(pool.layout, record.id, path)
+        if staged:
+            return
+        if record.format not in (FormatState.NONE, FormatState.FORMATTED) or self._host.stat(path) is None:
+            raise FailedPrecondition(f"volume {record.id} is not staged at {path}: call NodeStageVolume first")
+        _log.warning("volume %s should be staged at %s and is not: staging it again", record.id, path)
+        self._stage(pool, record, path, capability)
+
+    def _look_at_target(
+        self, pool: Pool, record: VolumeRecord, staged: str, target: str, capability: Capability
+    ) -> PublishSeen:
+        at = self._host.stat(target)
+        if at is not None and at.mount_root and self._observer.is_mounted_at(pool.layout, record.id, target):
+            if record.block:
+                loops = self._observer.loops(pool.layout, record.id)
+                writable = any(loop.device == at.special and not loop.read_only for loop in loops)
+            else:
+                writable = "ro" not in self._host.mount_flags(target)
+            known = self._published.get(target)
+            return PublishSeen(path=at, ours=True, writable=writable, published_as=known)
+        others: tuple[str, ...] = ()
+        if capability.mode not in publishing.SHARED_MODES:
+            points = self._observer.mount_points(pool.layout, record.id)
+            others = tuple(point for point in points if point not in (staged, target))
+        return PublishSeen(path=at, others=others)
+
+    def unpublish(self, shown: str, target: str, patience_s: float) -> None:
+        """Take a volume from a target and remove the target; no error where it is not there, or does not exist.
+
+        Raises:
+            FailedPrecondition: something else is mounted at the target.
+        """
+        place = self._locate(shown, target)
+        if place is None:
+            return
+        pool, volume = place
+        with self._locks.hold(volume, patience_s):
+            ours = self._observer.is_mounted_at(pool.layout, volume, target)
+            at = self._host.stat(target)
+            if at is None:
+                self._published.pop(target, None)
+                return
+            if at.mount_root and not ours:
+                raise FailedPrecondition(
+                    f"something other than volume {volume} is mounted on {target}; it is left alone"
+                )
+            self._executor.run("unpublish", (Unmount(path=target),) if ours else ())
+            self._published.pop(target, None)
+            if ours and self._observer.is_mounted_at(pool.layout, volume, target):
+                raise FailedPrecondition(f"volume {volume} is mounted on {target} more than once; try again")
+            self._remove_target(target)
+            self._detach_read_only(pool, volume)
+
+    def _remove_target(self, target: str) -> None:
+        at = self._host.stat(target)
+        if at is None or at.kind not in (FileKind.DIRECTORY, FileKind.FILE) or (at.kind is FileKind.FILE and at.size):
+            return
+        try:
+            self._executor.run("unpublish-target", (RemoveTarget(path=target),))
+        except SyscallFailed as error:
+            _log.warning("the target is left: %s", error)
+
+    def _detach_read_only(self, pool: Pool, volume: VolumeId) -> None:
+        """A read-only device is made for a publication, and goes with the last of them."""
+        extra = [loop for loop in self._observer.loops(pool.layout, volume) if loop.read_only and not loop.autoclear]
+        if extra:
+            nodes = {at.special for at in map(self._host.stat, self._observer.mount_points(pool.layout, volume)) if at}
+            unused = tuple(Detach(loop=loop) for loop in extra if loop.device not in nodes)
+            self._executor.run("unpublish-detach", unused)
+
+    # --- how full, how well
+
+    def stats(self, shown: str, path: str) -> tuple[Usage, VolumeRecord, str]:
+        """How full a volume is at *path*, and what is wrong with it ("" for nothing).
+
+        Raises:
+            NotFound: there is no such volume, or it is not at *path*.
+        """
+        pool, volume = self._pools.find(shown)
+        record = pool.store.load(volume)
+        if not self._observer.is_mounted_at(pool.layout, record.id, path):
+            raise NotFound(f"volume {shown} is not at {path}")
+        if record.block:
+            at = self._host.stat(path)
+            loops = self._observer.loops(pool.layout, record.id)
+            device = next((loop.path for loop in loops if at is not None and loop.device == at.special), None)
+            size = self._host.device_size(device) if device else Bytes(0)
+            problem = "" if size >= record.size else f"the device has {size} bytes instead of {record.size}"
+            return Usage(total=size, used=Bytes(0), available=Bytes(0)), record, problem
+        room = self._host.room(path)
+        if record.backend is BackendKind.DIRECTORY and record.quota is QuotaMode.HARD:
+            return (
+                pool.usage_of(record),
+                record,
+                "the pool's filesystem is read-only" if room.read_only else "",
+            )
+        usage = Usage(
+            total=room.total,
+            used=Bytes(room.total - room.free),
+            available=room.available,
+            inodes=room.inodes,
+            used_inodes=room.inodes - room.free_inodes,
+            free_inodes=room.free_inodes,
+        )
+        return usage, record, self._mount_problem(path)
+
+    def _mount_problem(self, path: str) -> str:
+        known = self._published.get(path)
+        if known is not None and known.writable and "ro" in self._host.mount_flags(path):
+            return "the filesystem has become read-only, which it does after errors; look at the kernel's log"
+        return ""
+
+
+def _options(record: VolumeRecord, capability: Capability) -> MountOptions:
+    if not isinstance(capability.access, MountAccess):
+        return MountOptions()
+    return parse_mount_options(capability.access.flags, record.filesystem)

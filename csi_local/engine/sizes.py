@@ -1,0 +1,82 @@
+"""Growing volumes: first the bytes (controller), then what is mounted (node)."""
+
+import dataclasses
+import logging
+
+from csi_local.engine.execute import Executor
+from csi_local.engine.locks import KeyedLocks
+from csi_local.engine.observe import Observer
+from csi_local.engine.pools import Pools
+from csi_local.host.api import Host
+from csi_local.model.errors import FailedPrecondition, NotFound
+from csi_local.model.operations import GrowMounted, Operation, RefreshLoops
+from csi_local.model.quantity import Bytes
+from csi_local.model.volume import BackendKind, Capability, CapacityRange
+from csi_local.plan import life, sizes
+from csi_local.plan.request import check_usable
+
+_log = logging.getLogger(__name__)
+
+
+class Sizes:
+    """The use cases around a volume's size."""
+
+    def __init__(self, host: Host, pools: Pools, executor: Executor, locks: KeyedLocks) -> None:
+        self._host = host
+        self._pools = pools
+        self._executor = executor
+        self._locks = locks
+        self._observer = Observer(host)
+
+    def expand(
+        self, shown: str, capacity: CapacityRange, capability: Capability | None, patience_s: float
+    ) -> tuple[Bytes, bool]:
+        """Make a volume larger; return its size, and whether its node still has something to do.
+
+        Raises:
+            NotFound: there is no such volume.
+            InvalidArgument, OutOfRange: the size asked for cannot be delivered.
+            ResourceExhausted: its pool has no room for that.
+        """
+        pool, volume = self._pools.find(shown)
+        with self._locks.hold(volume, patience_s):
+            record = pool.store.load(volume)
+            if capability is not None:
+                check_usable(record, capability)
+            size = sizes.grown(record, capacity)
+            if size > record.size:
+                after = dataclasses.replace(record, size=size)
+                with pool.promising(after):
+                    self._executor.run("expand", life.grow(record, after, pool.layout, pool.abilities))
+                _log.info("volume %s grew from %d to %d bytes", record.id, record.size, size)
+            return size, record.backend is BackendKind.LOOPFILE
+
+    def expand_on_node(
+        self, shown: str, path: str, capacity: CapacityRange, capability: Capability | None, patience_s: float
+    ) -> Bytes:
+        """Let a volume's device and filesystem have the size that the volume has; return that size.
+
+        Raises:
+            NotFound: there is no such volume, or it is not at *path*.
+            FailedPrecondition: its filesystem cannot grow while mounted on this node; it will when staged next.
+        """
+        pool, volume = self._pools.find(shown)
+        with self._locks.hold(volume, patience_s):
+            record = pool.store.load(volume)
+            if capability is not None:
+                check_usable(record, capability)
+            if capacity.required > record.size:
+                raise FailedPrecondition(
+                    f"volume {shown} has {record.size} bytes; ControllerExpandVolume has not made it"
+                    f" {capacity.required} bytes large yet"
+                )
+            loops = self._observer.loops(pool.layout, record.id)
+            here = self._observer.is_mounted_at(pool.layout, record.id, path)
+            if not here and not (record.block and loops and self._host.stat(path) is not None):
+                raise NotFound(f"volume {shown} is not at {path}")
+            if record.backend is BackendKind.LOOPFILE:
+                operations: list[Operation] = [RefreshLoops(path=pool.layout.image(record.id))]
+                if record.filesystem is not None:
+                    operations.append(GrowMounted(path=path, filesystem=record.filesystem))
+                self._executor.run("node-expand", operations)
+            return record.size

@@ -1,0 +1,96 @@
+"""The one background thread: it removes what was deleted, tries missing pools again, and samples usage."""
+
+import logging
+import threading
+import time
+from collections import deque
+
+from csi_local.engine.pools import Pool, Pools
+from csi_local.host.api import Host
+from csi_local.model.errors import DriverError
+from csi_local.store.layout import is_leftover
+
+_log = logging.getLogger(__name__)
+_ROUND_S = 30.0
+
+
+class Sweeper:
+    """Removes trash, and does what must be done now and then."""
+
+    def __init__(self, host: Host, pools: Pools) -> None:
+        self._host = host
+        self._pools = pools
+        self._paths: deque[str] = deque()
+        self._changed = threading.Condition()
+        self._working = False
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+
+    def start(self) -> None:
+        """Begin, with what an earlier driver left behind."""
+        for pool in self._pools.all():
+            self._add_leftovers(pool)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the removal under way; what is not removed is found at the next start."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def add(self, path: str) -> None:
+        """Remove *path* soon."""
+        with self._changed:
+            self._paths.append(path)
+            self._changed.notify_all()
+
+    def finish(self, timeout_s: float) -> bool:
+        """Wait until all that was added is removed; False where there was nothing to wait for, or time ran out."""
+        with self._changed:
+            if not self._paths and not self._working:
+                return False
+            return self._changed.wait_for(lambda: not self._paths and not self._working, timeout_s)
+
+    def _add_leftovers(self, pool: Pool) -> None:
+        for path in pool.store.leftovers():
+            self.add(path)
+
+    def _run(self) -> None:
+        next_round = time.monotonic()
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping or self._paths, max(0.0, next_round - time.monotonic()))
+                if self._stopping:
+                    return
+                path = self._paths.popleft() if self._paths else None
+                self._working = path is not None
+            if path is not None:
+                self._remove(path)
+                with self._changed:
+                    self._working = False
+                    self._changed.notify_all()
+            if time.monotonic() >= next_round:
+                self._round()
+                next_round = time.monotonic() + _ROUND_S
+
+    def _remove(self, path: str) -> None:
+        if not is_leftover(path.rpartition("/")[2]):
+            return
+        try:
+            self._host.remove_tree(path)
+        except DriverError as error:
+            _log.warning("%s is not removed yet: %s", path, error)
+        except Exception:  # noqa: BLE001 (the thread must live; the log has it)
+            _log.exception("removing %s", path)
+
+    def _round(self) -> None:
+        try:
+            for pool in self._pools.retry():
+                self._add_leftovers(pool)
+            self._pools.sample()
+        except DriverError as error:
+            _log.warning("looking after the pools: %s", error)
+        except Exception:  # noqa: BLE001 (likewise)
+            _log.exception("looking after the pools")

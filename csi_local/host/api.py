@@ -1,0 +1,184 @@
+"""What the driver asks of a machine: one protocol, kept by the real host and by the tests' in-memory one.
+
+Every method may raise ``SyscallFailed`` (with the errno) or ``CommandFailed``, and ``Unavailable`` never: what an
+error means is for the caller to say. Paths are absolute strings; sizes are bytes.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from csi_local.model.observed import FileInfo, LoopDevice, Mount, Room, Signature, Usage
+from csi_local.model.pool import Abilities, Media
+from csi_local.model.quantity import Bytes
+from csi_local.model.volume import Filesystem
+
+
+class Files(Protocol):
+    """Files and directories. Nothing here follows a symbolic link in the last part of a path."""
+
+    def stat(self, path: str) -> FileInfo | None:
+        """What is at *path*, or None where nothing is."""
+
+    def real_path(self, path: str) -> str:
+        """*path* with every symbolic link followed; for devices, whose by-id names are links."""
+
+    def read_file(self, path: str) -> bytes:
+        """The whole of a small file."""
+
+    def replace_file(self, path: str, data: bytes) -> None:
+        """Write a file durably, or leave the old one: temporary file, fsync, rename, fsync of the directory."""
+
+    def list_dir(self, path: str) -> Sequence[str]:
+        """The names in a directory."""
+
+    def make_dir(self, path: str, *, mode: int = 0o700, exist_ok: bool = False) -> None:
+        """Make one directory."""
+
+    def make_file(self, path: str) -> None:
+        """Make one empty file, 0600; EEXIST where something is there."""
+
+    def set_mode(self, path: str, mode: int) -> None:
+        """Change the mode of a directory."""
+
+    def remove(self, path: str) -> None:
+        """Remove a file or an empty directory."""
+
+    def remove_tree(self, path: str) -> None:
+        """Remove whatever is there, subvolumes and their limits, project limits and all; nothing is no error.
+
+        Mounts are never crossed: EBUSY.
+        """
+
+    def rename(self, source: str, target: str) -> None:
+        """Rename without replacing (renameat2(2), RENAME_NOREPLACE), then make both directories durable."""
+
+    def sync_dir(self, path: str) -> None:
+        """Make a directory's entries durable."""
+
+    def give_to_group(self, path: str, group: int) -> None:
+        """Let a group write a tree: group, setgid on directories, group bits; nothing where the root has them."""
+
+    def room(self, path: str) -> Room:
+        """How full the filesystem is that *path* is on."""
+
+    def lock(self, path: str) -> AbstractContextManager[None]:
+        """Lock a file, directory or device against every other driver until it is closed (flock(2)).
+
+        Raises:
+            Busy: somebody else has it.
+        """
+
+
+class Blocks(Protocol):
+    """Image files, loop devices and what is on them."""
+
+    def make_image(self, path: str, size: Bytes, *, thick: bool) -> None:
+        """Make a file that reads as zeros; thick has its blocks reserved, as if just resized."""
+
+    def resize_image(self, path: str, size: Bytes, *, thick: bool) -> None:
+        """Make a file larger, never smaller; thick reserves blocks wherever it has none."""
+
+    def attach(
+        self, path: str, *, sector_size: int, keep: bool, discard: bool, read_only: bool = False
+    ) -> AbstractContextManager[LoopDevice]:
+        """Attach a loop device to an image with direct I/O, held open until the context is left.
+
+        With *keep* it stays after that; without, it goes with its last user (LO_FLAGS_AUTOCLEAR).
+        """
+
+    def loops(self, path: str) -> Sequence[LoopDevice]:
+        """The loop devices attached to an image, the writable one first."""
+
+    def all_loops(self) -> Sequence[LoopDevice]:
+        """All attached loop devices."""
+
+    def detach(self, device: LoopDevice) -> None:
+        """Detach a loop device, and see that it is gone: EBUSY where somebody keeps it open."""
+
+    def refresh(self, device: LoopDevice) -> None:
+        """Let a loop device see its image's new size."""
+
+    def device_size(self, path: str) -> Bytes:
+        """The size of a block device."""
+
+    def probe(self, path: str) -> Signature | None:
+        """What is on a device or image; None only where low-level probing says that nothing is (blkid -p)."""
+
+    def first_data(self, path: str) -> int | None:
+        """Offset of a byte on a device that is not zero, looking at its ends and at samples between; or None."""
+
+    def in_use(self, path: str) -> str:
+        """Who uses a block device (mounted, swap, partitioned, held by another device …), or ""."""
+
+    def make_filesystem(
+        self,
+        device: str,
+        filesystem: Filesystem,
+        *,
+        uuid: str,
+        label: str,
+        options: Sequence[str],
+        thick: bool,
+    ) -> None:
+        """Format a device. Thick: no block is discarded."""
+
+    def filesystem_size(self, device: str, filesystem: Filesystem) -> Bytes:
+        """The size of an unmounted filesystem, from its superblock."""
+
+    def grow_unmounted(self, device: str) -> None:
+        """Check and grow an ext4 that is not mounted."""
+
+    def grow_mounted(self, point: str, filesystem: Filesystem, device: str) -> Bytes:
+        """Grow a mounted filesystem to its device's size; return its new size."""
+
+
+class Mounts(Protocol):
+    """Mounts of this mount namespace."""
+
+    def mount(self, source: str, target: str, filesystem: str, flags: frozenset[str], data: Sequence[str]) -> None:
+        """Mount a device. Flags are ``model.mount_options`` names."""
+
+    def bind(self, source: str, target: str, flags: frozenset[str]) -> None:
+        """Bind-mount, then give the new mount its own flags, where there are any."""
+
+    def unmount(self, path: str) -> None:
+        """Unmount what was mounted last at *path*; EBUSY is tried again for a short while."""
+
+    def mounts(self, containing: str = "") -> Sequence[Mount]:
+        """The mounts whose line in mountinfo holds *containing*."""
+
+    def device_at(self, path: str) -> int:
+        """Number of the block device under the filesystem at *path*, for btrfs too; 0 where there is none."""
+
+    def mount_flags(self, path: str) -> frozenset[str]:
+        """Those of ro, nosuid, nodev, noexec, noatime, nodiratime, relatime that hold at *path* (statvfs)."""
+
+
+class Limits(Protocol):
+    """Size limits on directories, and finding out what a place can do."""
+
+    def limit_project(self, path: str, project: int, size: Bytes) -> None:
+        """Put a directory and all that is made in it into a quota project, and limit that project."""
+
+    def project_usage(self, path: str, project: int) -> Usage:
+        """A project's limit and use."""
+
+    def make_subvolume(self, path: str) -> None:
+        """Make a btrfs subvolume, 0755."""
+
+    def limit_subvolume(self, path: str, size: Bytes) -> None:
+        """Limit a btrfs subvolume."""
+
+    def subvolume_usage(self, path: str) -> Usage:
+        """A subvolume's limit and use."""
+
+    def abilities(self, path: str) -> Abilities:
+        """Find out what the filesystem at *path* can do, by trying in a directory made there for that."""
+
+    def media(self, path: str) -> Media:
+        """What disk a path or block device is on."""
+
+
+class Host(Files, Blocks, Mounts, Limits, Protocol):
+    """A machine."""

@@ -1,0 +1,151 @@
+"""Filesystems on block devices: what is there, making one, growing one."""
+
+import errno
+import os
+import struct
+from collections.abc import Sequence
+
+from csi_local.host import quota
+from csi_local.host.run import run
+from csi_local.host.syscalls import failing_as, ioctl, opened
+from csi_local.model.errors import CommandFailed, FailedPrecondition, SyscallFailed
+from csi_local.model.observed import Signature
+from csi_local.model.quantity import Bytes
+from csi_local.model.volume import Filesystem
+
+_BLKID_FOUND, _BLKID_NOTHING = 0, 2
+_E2FSCK_CLEAN, _E2FSCK_CORRECTED = 0, 1
+_BLOCK = "4096"
+_EXT4_SUPER, _EXT4_MAGIC = 1024, 0xEF53
+_BTRFS_SUPER, _BTRFS_MAGIC = 65536, b"_BHRfS_M"
+_XFS_FSGEOMETRY_V1, _XFS_GEOMETRY_BYTES = 0x80705864, 112
+_GROW_TIMEOUT_S = 600.0
+
+
+def probe(path: str) -> Signature | None:
+    """What is on a device or image file, by low-level probing (blkid(8), ``-p``: its cache lies about loop devices).
+
+    Raises:
+        CommandFailed: blkid is missing, times out, finds several things at once, or says anything but a plain
+            "nothing there".
+        SyscallFailed: the beginning of the device cannot be read; that is not "nothing there" either.
+    """
+    with opened(path, os.O_RDONLY) as fd, failing_as(f"read {path}"):
+        os.pread(fd, 4096, 0)
+    status, output, complaint = run(
+        ["blkid", "-p", "-o", "export", path], ok=(_BLKID_FOUND, _BLKID_NOTHING), timeout_s=30
+    )
+    found = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+    if status == _BLKID_NOTHING:
+        if complaint.strip():
+            raise CommandFailed(f"blkid {path}: {complaint.strip()}", status)
+        return None
+    kind = found.get("TYPE") or (f"{found['PTTYPE']} partition table" if "PTTYPE" in found else "something unknown")
+    return Signature(type=kind, uuid=found.get("UUID", found.get("PTUUID", "")), label=found.get("LABEL", ""))
+
+
+def make_filesystem(
+    device: str, filesystem: Filesystem, *, uuid: str, label: str, options: Sequence[str], thick: bool
+) -> None:
+    """Format *device* (mke2fs(8), mkfs.xfs(8), mkfs.btrfs(8)); without discarding where blocks are reserved."""
+    if filesystem is Filesystem.EXT4:
+        argv = _ext4(uuid, options, thick=thick)
+    elif filesystem is Filesystem.XFS:
+        argv = ["mkfs.xfs", "-q", "-f", "-m", f"uuid={uuid}", *(["-K"] if thick else []), *options]
+    else:
+        argv = ["mkfs.btrfs", "-q", "-f", "-U", uuid, *(["-K"] if thick else []), *options]
+    run([*argv, *(["-L", label] if label else []), device])
+
+
+def _ext4(uuid: str, options: Sequence[str], *, thick: bool) -> list[str]:
+    """mke2fs takes only the last ``-E``, so what the user says there is joined to ours."""
+    extended, others = ["nodiscard"] if thick else ["discard"], []
+    words = iter(options)
+    for word in words:
+        if word.startswith("-E"):
+            extended.append(word[2:] or next(words, ""))
+        else:
+            others.append(word)
+    return ["mkfs.ext4", "-q", "-F", "-b", _BLOCK, "-m", "0", "-U", uuid, "-E", ",".join(extended), *others]
+
+
+def filesystem_size(device: str, filesystem: Filesystem) -> Bytes:
+    """The size in bytes that the superblock states. Current on disk only while it is not mounted; ext4's always is.
+
+    Raises:
+        FailedPrecondition: there is no such superblock.
+    """
+    with opened(device, os.O_RDONLY) as fd, failing_as(f"read the superblock of {device}"):
+        if filesystem is Filesystem.EXT4:
+            block = os.pread(fd, 1024, _EXT4_SUPER)
+            low, shift, high = (*struct.unpack_from("<I", block, 4), *struct.unpack_from("<I", block, 24), 0)
+            if int.from_bytes(block[96:100], "little") & 0x80:  # INCOMPAT_64BIT
+                high = struct.unpack_from("<I", block, 0x150)[0]
+            size, good = (
+                (high << 32 | low) * (1024 << shift),
+                struct.unpack_from("<H", block, 56)[0] == _EXT4_MAGIC,
+            )
+        elif filesystem is Filesystem.XFS:
+            block = os.pread(fd, 512, 0)
+            block_size, blocks = struct.unpack_from(">IQ", block, 4)
+            size, good = block_size * blocks, block[:4] == b"XFSB"
+        else:
+            block = os.pread(fd, 4096, _BTRFS_SUPER)
+            size, good = struct.unpack_from("<Q", block, 0x70)[0], block[64:72] == _BTRFS_MAGIC
+    if not good:
+        raise FailedPrecondition(f"{device} has no {filesystem} superblock")
+    return Bytes(size)
+
+
+def grow_unmounted(device: str) -> None:
+    """Check an ext4 and grow it to its device (e2fsck(8), resize2fs(8))."""
+    run(["e2fsck", "-f", "-p", device], ok=(_E2FSCK_CLEAN, _E2FSCK_CORRECTED), timeout_s=_GROW_TIMEOUT_S)
+    run(["resize2fs", device], timeout_s=_GROW_TIMEOUT_S)
+
+
+def grow_mounted(point: str, filesystem: Filesystem, device: str) -> Bytes:
+    """Grow a mounted filesystem to its device, and return the size it then has.
+
+    Raises:
+        FailedPrecondition: this kernel, or this process's capabilities, do not let ext4 grow while mounted
+            (it takes CAP_SYS_RESOURCE); it will grow when it is mounted next.
+    """
+    if filesystem is Filesystem.XFS:
+        run(["xfs_growfs", "-d", point], timeout_s=_GROW_TIMEOUT_S)
+        return _xfs_size(point)
+    if filesystem is Filesystem.BTRFS:
+        run(["btrfs", "filesystem", "resize", "max", point], timeout_s=_GROW_TIMEOUT_S)
+        with opened(point, os.O_RDONLY | os.O_DIRECTORY) as fd:
+            return quota.btrfs_device(fd).size
+    try:
+        run(["resize2fs", device], timeout_s=_GROW_TIMEOUT_S)
+    except CommandFailed as error:
+        if "Permission denied" not in str(error) and "Operation not permitted" not in str(error):
+            raise
+        raise FailedPrecondition(
+            "this node does not let a mounted ext4 grow (resize2fs needs CAP_SYS_RESOURCE); the volume has its new"
+            " size and the filesystem will be grown when it is staged next: restart the pod"
+        ) from error
+    return filesystem_size(device, filesystem)
+
+
+def _xfs_size(point: str) -> Bytes:
+    buffer = bytearray(_XFS_GEOMETRY_BYTES)
+    with opened(point, os.O_RDONLY | os.O_DIRECTORY) as fd:
+        ioctl(fd, _XFS_FSGEOMETRY_V1, buffer, f"read the geometry of {point}")
+    (block,) = struct.unpack_from("=I", buffer, 0)
+    (blocks,) = struct.unpack_from("=Q", buffer, 32)
+    return Bytes(block * blocks)
+
+
+def device_under(path: str, device: int) -> int:
+    """Number of the block device of the filesystem at *path*, whose own number is *device*; 0 where there is none."""
+    if os.major(device):
+        return device
+    try:
+        with opened(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) as fd:
+            return os.stat(quota.btrfs_device(fd).path).st_rdev
+    except (SyscallFailed, OSError) as error:
+        if isinstance(error, SyscallFailed) and error.errno == errno.EIO:
+            raise
+        return 0

@@ -1,0 +1,151 @@
+"""The real machine: ``host.api.Host`` put together from this room's modules."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+from csi_local.host import devices, filesystems, loop, mounts, quota
+from csi_local.host.abilities import abilities
+from csi_local.host.files import LinuxFiles
+from csi_local.model.observed import LoopDevice, Mount, Signature, Usage
+from csi_local.model.pool import Abilities, Media
+from csi_local.model.quantity import Bytes
+from csi_local.model.volume import Filesystem
+
+
+class LinuxBlocks:
+    """Implements ``host.api.Blocks``."""
+
+    def make_image(self, path: str, size: Bytes, *, thick: bool) -> None:
+        """See ``Blocks.make_image``."""
+        loop.make_image(path, size, thick=thick)
+
+    def resize_image(self, path: str, size: Bytes, *, thick: bool) -> None:
+        """See ``Blocks.resize_image``."""
+        loop.resize_image(path, size, thick=thick)
+
+    def attach(
+        self, path: str, *, sector_size: int, keep: bool, discard: bool, read_only: bool = False
+    ) -> AbstractContextManager[LoopDevice]:
+        """See ``Blocks.attach``."""
+        return loop.attach(path, sector_size=sector_size, keep=keep, discard=discard, read_only=read_only)
+
+    def loops(self, path: str) -> Sequence[LoopDevice]:
+        """See ``Blocks.loops``."""
+        return loop.loops(path)
+
+    def all_loops(self) -> Sequence[LoopDevice]:
+        """See ``Blocks.all_loops``."""
+        return loop.all_loops()
+
+    def detach(self, device: LoopDevice) -> None:
+        """See ``Blocks.detach``."""
+        loop.detach(device)
+
+    def refresh(self, device: LoopDevice) -> None:
+        """See ``Blocks.refresh``."""
+        loop.refresh(device)
+
+    def device_size(self, path: str) -> Bytes:
+        """See ``Blocks.device_size``."""
+        return loop.device_size(path)
+
+    def probe(self, path: str) -> Signature | None:
+        """See ``Blocks.probe``."""
+        return filesystems.probe(path)
+
+    def first_data(self, path: str) -> int | None:
+        """See ``Blocks.first_data``."""
+        return devices.first_data(path)
+
+    def in_use(self, path: str) -> str:
+        """See ``Blocks.in_use``."""
+        return devices.in_use(path)
+
+    def make_filesystem(
+        self,
+        device: str,
+        filesystem: Filesystem,
+        *,
+        uuid: str,
+        label: str,
+        options: Sequence[str],
+        thick: bool,
+    ) -> None:
+        """See ``Blocks.make_filesystem``."""
+        filesystems.make_filesystem(device, filesystem, uuid=uuid, label=label, options=options, thick=thick)
+
+    def filesystem_size(self, device: str, filesystem: Filesystem) -> Bytes:
+        """See ``Blocks.filesystem_size``."""
+        return filesystems.filesystem_size(device, filesystem)
+
+    def grow_unmounted(self, device: str) -> None:
+        """See ``Blocks.grow_unmounted``."""
+        filesystems.grow_unmounted(device)
+
+    def grow_mounted(self, point: str, filesystem: Filesystem, device: str) -> Bytes:
+        """See ``Blocks.grow_mounted``."""
+        return filesystems.grow_mounted(point, filesystem, device)
+
+
+class LinuxMounts:
+    """Implements ``host.api.Mounts``."""
+
+    def mount(self, source: str, target: str, filesystem: str, flags: frozenset[str], data: Sequence[str]) -> None:
+        """See ``Mounts.mount``."""
+        mounts.mount(source, target, filesystem, flags, data)
+
+    def bind(self, source: str, target: str, flags: frozenset[str]) -> None:
+        """See ``Mounts.bind``."""
+        mounts.bind(source, target, flags)
+
+    def unmount(self, path: str) -> None:
+        """See ``Mounts.unmount``."""
+        mounts.unmount(path)
+
+    def mounts(self, containing: str = "") -> Sequence[Mount]:
+        """See ``Mounts.mounts``."""
+        return mounts.mounts(containing)
+
+    def device_at(self, path: str) -> int:
+        """See ``Mounts.device_at``."""
+        return mounts.device_at(path)
+
+    def mount_flags(self, path: str) -> frozenset[str]:
+        """See ``Mounts.mount_flags``."""
+        return mounts.mount_flags(path)
+
+
+class LinuxLimits:
+    """Implements ``host.api.Limits``."""
+
+    def limit_project(self, path: str, project: int, size: Bytes) -> None:
+        """See ``Limits.limit_project``."""
+        quota.limit_project(path, project, size)
+
+    def project_usage(self, path: str, project: int) -> Usage:
+        """See ``Limits.project_usage``."""
+        return quota.project_usage(path, project)
+
+    def make_subvolume(self, path: str) -> None:
+        """See ``Limits.make_subvolume``."""
+        quota.make_subvolume(path)
+
+    def limit_subvolume(self, path: str, size: Bytes) -> None:
+        """See ``Limits.limit_subvolume``."""
+        quota.limit_subvolume(path, size)
+
+    def subvolume_usage(self, path: str) -> Usage:
+        """See ``Limits.subvolume_usage``."""
+        return quota.subvolume_usage(path)
+
+    def abilities(self, path: str) -> Abilities:
+        """See ``Limits.abilities``."""
+        return abilities(path)
+
+    def media(self, path: str) -> Media:
+        """See ``Limits.media``."""
+        return devices.media(path)
+
+
+class LinuxHost(LinuxFiles, LinuxBlocks, LinuxMounts, LinuxLimits):
+    """This machine."""

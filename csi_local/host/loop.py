@@ -1,0 +1,234 @@
+"""Loop devices (loop(4), linux/loop.h).
+
+A device is told by the identity (device, inode) of the file under it; its name says nothing and its file name in
+the kernel is cut at 63 bytes. Between LOOP_CTL_GET_FREE and LOOP_CONFIGURE anybody may take the device: EBUSY, and
+again. LOOP_CLR_FD on a device in use "succeeds" and does nothing until the last user goes: looked after.
+"""
+
+import errno
+import os
+import stat
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from csi_local.host.syscalls import fallocate, ioctl, opened, statx
+from csi_local.model.errors import SyscallFailed
+from csi_local.model.observed import LoopDevice
+from csi_local.model.quantity import Bytes
+
+_CTL_GET_FREE = 0x4C82
+_CONFIGURE, _SET_CAPACITY, _GET_STATUS64, _CLR_FD = 0x4C0A, 0x4C07, 0x4C05, 0x4C01
+_BLKGETSIZE64 = 0x80081272
+_INFO = struct.Struct("=5Q4I64s64s32s2Q")
+_CONFIG = struct.Struct("=2I232s64x")
+_READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
+_MAJOR = 7
+_TRIES = 50
+_GONE_WITHIN_S = 2.0
+_NO_COW = 0x00800000
+_FS_GETFLAGS, _FS_SETFLAGS = 0x80086601, 0x40086602
+
+_taking = threading.Lock()
+"""Two threads of ours need not race for the same free device."""
+
+_hints: dict[tuple[int, int], set[str]] = {}
+"""Where a file's devices were seen last; always verified, and a miss means a look at all devices."""
+
+
+def make_image(path: str, size: Bytes, *, thick: bool) -> None:
+    """Make a file of zeros; on btrfs without copy-on-write, which would undo the reservation at every write."""
+    with opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW) as fd:
+        with suppress(SyscallFailed):
+            flags = bytearray(8)
+            ioctl(fd, _FS_GETFLAGS, flags, f"read the flags of {path}")
+            wanted = int.from_bytes(flags, "little") | _NO_COW
+            ioctl(fd, _FS_SETFLAGS, bytearray(wanted.to_bytes(8, "little")), f"set the flags of {path}")
+        _resize(fd, path, size, thick=thick)
+
+
+def resize_image(path: str, size: Bytes, *, thick: bool) -> None:
+    """Make a file larger, never smaller, and where thick reserve what it has no blocks for."""
+    with opened(path, os.O_RDWR | os.O_NOFOLLOW) as fd:
+        _resize(fd, path, size, thick=thick)
+        os.fsync(fd)
+
+
+def _resize(fd: int, path: str, size: Bytes, *, thick: bool) -> None:
+    what = f"reserve {size} bytes for {path}" if thick else f"resize {path}"
+    before = os.fstat(fd).st_size
+    try:
+        if thick:
+            fallocate(fd, 0, 0, max(size, before), what)
+        elif before < size:
+            os.ftruncate(fd, size)
+    except OSError as error:
+        raise SyscallFailed(what, error.errno or errno.EIO) from error
+    except SyscallFailed:
+        os.ftruncate(fd, before)
+        raise
+
+
+@contextmanager
+def attach(path: str, *, sector_size: int, keep: bool, discard: bool, read_only: bool = False) -> Iterator[LoopDevice]:
+    """See ``host.api.Blocks.attach``."""
+    for loop in loops(path):
+        if loop.read_only == read_only:
+            with suppress(FileNotFoundError), _held(loop.path, read_only=read_only) as fd:
+                if _status(fd, loop.path) == loop:
+                    yield loop
+                    return
+    mode = os.O_RDONLY if read_only else os.O_RDWR
+    with opened(path, mode | os.O_NOFOLLOW | os.O_DIRECT) as image:
+        flags = _DIRECT_IO | (_READ_ONLY if read_only else 0) | (0 if keep else _AUTOCLEAR)
+        device, fd = _configure(image, path, sector_size, flags)
+    try:
+        attached = _status(fd, device)
+        if attached is None:
+            raise SyscallFailed(f"attach {path}", errno.EAGAIN)
+        _hints.setdefault(attached.backing, set()).add(device)
+        _tune(device, discard=discard)
+        yield attached
+    finally:
+        os.close(fd)
+
+
+def _configure(image: int, path: str, sector_size: int, flags: int) -> tuple[str, int]:
+    info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, os.fsencode(path)[-63:], b"", b"", 0, 0)
+    config = _CONFIG.pack(image, sector_size, info)
+    with _taking, opened("/dev/loop-control", os.O_RDWR) as control:
+        for _ in range(_TRIES):
+            number = ioctl(control, _CTL_GET_FREE, 0, "find a free loop device")
+            device = f"/dev/loop{number}"
+            if not os.path.exists(device):
+                os.mknod(device, stat.S_IFBLK | 0o660, os.makedev(_MAJOR, number))
+            fd = os.open(device, (os.O_RDONLY if flags & _READ_ONLY else os.O_RDWR) | os.O_CLOEXEC)
+            try:
+                ioctl(fd, _CONFIGURE, bytearray(config), f"attach {path} to {device}")
+            except SyscallFailed as error:
+                os.close(fd)
+                if error.errno != errno.EBUSY:
+                    raise
+            else:
+                return device, fd
+    raise SyscallFailed(f"attach {path}", errno.EBUSY)
+
+
+def _tune(device: str, *, discard: bool) -> None:
+    """Where blocks are reserved, a discard from above must not give them back."""
+    queue = f"/sys/block/{os.path.basename(device)}/queue"
+    with suppress(OSError):
+        limit = _read(f"{queue}/discard_max_hw_bytes") if discard else "0"
+        _write(f"{queue}/discard_max_bytes", limit)
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _write(path: str, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _held(device: str, *, read_only: bool) -> Iterator[int]:
+    fd = os.open(device, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _status(fd: int, device: str) -> LoopDevice | None:
+    buffer = bytearray(_INFO.size)
+    try:
+        ioctl(fd, _GET_STATUS64, buffer, f"read the state of {device}")
+    except SyscallFailed:
+        return None
+    lo_device, inode, _, _, _, number, _, _, flags, *_ = _INFO.unpack(buffer)
+    return LoopDevice(
+        path=device,
+        device=os.makedev(_MAJOR, number),
+        backing=(lo_device, inode),
+        read_only=bool(flags & _READ_ONLY),
+        autoclear=bool(flags & _AUTOCLEAR),
+    )
+
+
+def _look(device: str) -> LoopDevice | None:
+    try:
+        fd = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return _status(fd, device)
+    finally:
+        os.close(fd)
+
+
+def all_loops() -> Sequence[LoopDevice]:
+    """All attached loop devices; sysfs says which are, so that a free one is not opened."""
+    names = [name for name in os.listdir("/sys/block") if name.startswith("loop")]
+    attached = (f"/dev/{name}" for name in names if os.path.exists(f"/sys/block/{name}/loop"))
+    return [loop for device in attached if (loop := _look(device)) is not None]
+
+
+def loops(path: str) -> Sequence[LoopDevice]:
+    """The loop devices of an image, the writable one first."""
+    info = statx(path)
+    if info is None:
+        return []
+    backing = info.identity
+    known = [loop for device in _hints.get(backing, ()) if (loop := _look(device)) and loop.backing == backing]
+    found = known or [loop for loop in all_loops() if loop.backing == backing]
+    if found:
+        _hints[backing] = {loop.path for loop in found}
+    else:
+        _hints.pop(backing, None)
+    return sorted(found, key=lambda loop: (loop.read_only, loop.device))
+
+
+def detach(loop: LoopDevice) -> None:
+    """Detach, and wait until it is gone.
+
+    Raises:
+        SyscallFailed: EBUSY where somebody keeps it open; it will go with them.
+    """
+    with suppress(FileNotFoundError), _held(loop.path, read_only=True) as fd:
+        status = _status(fd, loop.path)
+        if status is not None and status.backing == loop.backing:
+            with suppress(SyscallFailed):
+                ioctl(fd, _CLR_FD, 0, f"detach {loop.path}")
+    wait_until_gone(loop)
+
+
+def wait_until_gone(loop: LoopDevice) -> None:
+    """Wait for a device that clears itself; EBUSY where it is still there after two seconds."""
+    deadline, pause = time.monotonic() + _GONE_WITHIN_S, 0.0005
+    while (seen := _look(loop.path)) is not None and seen.backing == loop.backing:
+        if time.monotonic() > deadline:
+            raise SyscallFailed(f"detach {loop.path}", errno.EBUSY)
+        time.sleep(pause)
+        pause = min(pause * 2, 0.05)
+    _hints.get(loop.backing, set()).discard(loop.path)
+
+
+def refresh(loop: LoopDevice) -> None:
+    """Let the device see its file's size."""
+    with opened(loop.path, os.O_RDONLY) as fd:
+        ioctl(fd, _SET_CAPACITY, 0, f"refresh the size of {loop.path}")
+
+
+def device_size(path: str) -> Bytes:
+    """The size of a block device in bytes (BLKGETSIZE64)."""
+    buffer = bytearray(8)
+    with opened(path, os.O_RDONLY) as fd:
+        ioctl(fd, _BLKGETSIZE64, buffer, f"read the size of {path}")
+    return Bytes(int.from_bytes(buffer, "little"))

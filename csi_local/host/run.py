@@ -1,0 +1,78 @@
+"""Running a program: the one place where a process is started.
+
+Never a shell, never a ``preexec_fn`` (fork beside gRPC's threads may deadlock unless exec follows at once).
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+from csi_local.model.errors import CommandFailed
+
+TIMEOUT_S = 120.0
+_SHOWN = 600
+_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
+_FIX = {
+    "blkid": "util-linux",
+    "mkfs.ext4": "e2fsprogs",
+    "e2fsck": "e2fsprogs",
+    "resize2fs": "e2fsprogs",
+    "mkfs.xfs": "xfsprogs",
+    "xfs_growfs": "xfsprogs",
+    "mkfs.btrfs": "btrfs-progs",
+    "btrfs": "btrfs-progs",
+}
+PACKAGES = _FIX
+"""The programs that may be run, and the Debian package each comes with."""
+
+
+def search_path() -> str:
+    """Where programs are looked for: the caller's PATH, then the system's own places."""
+    return f"{os.environ.get('PATH', '')}:{_PATH}"
+
+
+def find(program: str) -> str | None:
+    """Where *program* is, or None."""
+    return shutil.which(program, path=search_path())
+
+
+def start(argv: Sequence[str], log: str) -> subprocess.Popen[bytes]:
+    """Start a program that goes on beside us, its output appended to the file *log*."""
+    with open(log, "ab") as output:
+        return subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+
+
+def run(argv: Sequence[str], *, ok: Sequence[int] = (0,), timeout_s: float = TIMEOUT_S) -> tuple[int, str, str]:
+    """Run a program to its end and return its exit status, standard output and standard error.
+
+    Raises:
+        CommandFailed: it is missing, does not end in time (it is killed), or ends with a status not in *ok*.
+    """
+    program = find(argv[0])
+    if program is None:
+        package = _FIX.get(argv[0], argv[0])
+        raise CommandFailed(f"{argv[0]} is not installed: apt-get install {package}")
+    environment = {
+        "PATH": search_path(),
+        "LC_ALL": "C",
+        "DM_DISABLE_UDEV": os.environ.get("DM_DISABLE_UDEV", ""),
+    }
+    try:
+        done = subprocess.run(
+            [program, *argv[1:]],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+            env={key: value for key, value in environment.items() if value},
+        )
+    except subprocess.TimeoutExpired:
+        raise CommandFailed(f"{' '.join(argv)}: no end after {timeout_s:.0f} s, killed") from None
+    except OSError as error:
+        raise CommandFailed(f"{argv[0]} cannot be started: {error.strerror}") from error
+    stdout, stderr = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
+    if done.returncode not in ok:
+        said = (stderr.strip() or stdout.strip())[-_SHOWN:]
+        raise CommandFailed(f"{' '.join(argv)}: status {done.returncode}: {said}", done.returncode)
+    return done.returncode, stdout, stderr

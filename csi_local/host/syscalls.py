@@ -1,0 +1,166 @@
+"""System calls that Python's standard library lacks, as small functions that raise with the object's name.
+
+Numbers are those of x86-64 and arm64, which agree on every call used here (asm-generic/unistd.h, syscall_64.tbl),
+except renameat2, fallocate and statx, which go through libc.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from csi_local.model.errors import SyscallFailed
+from csi_local.model.observed import FileInfo, FileKind
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+_AT_SYMLINK_NOFOLLOW = 0x100
+_AT_NO_AUTOMOUNT = 0x800
+_STATX_BASIC_STATS = 0x7FF
+_STATX_ATTR_MOUNT_ROOT = 0x2000
+_STATX = struct.Struct("=IIQIIIHHQQQQ64xIIII")
+_RENAME_NOREPLACE = 1
+
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+_SYS_MOUNT_SETATTR = 442
+_SYS_QUOTACTL_FD = 443
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_EMPTY_PATHS = 0x04 | 0x40
+_UMOUNT_NOFOLLOW = 8
+
+_KINDS = {
+    0o040000: FileKind.DIRECTORY,
+    0o100000: FileKind.FILE,
+    0o060000: FileKind.BLOCK,
+    0o120000: FileKind.SYMLINK,
+}
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        raise SyscallFailed(what, ctypes.get_errno())
+    return result
+
+
+def _syscall(number: int, what: str, *arguments: object) -> int:
+    return _check(int(_LIBC.syscall(ctypes.c_long(number), *arguments)), what)
+
+
+@contextmanager
+def failing_as(what: str) -> Iterator[None]:
+    """Turn an OSError inside into SyscallFailed, naming *what*."""
+    try:
+        yield
+    except OSError as error:
+        raise SyscallFailed(what, error.errno or errno.EIO) from error
+
+
+@contextmanager
+def opened(path: str, flags: int) -> Iterator[int]:
+    """A file descriptor for *path*, closed at the end. Close-on-exec always; a file that is made is its owner's."""
+    with failing_as(f"open {path}"):
+        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def ioctl(fd: int, request: int, argument: bytearray | int, what: str) -> int:
+    """ioctl(2); a bytearray is changed in place."""
+    with failing_as(what):
+        return fcntl.ioctl(fd, request, argument)
+
+
+def statx(path: str) -> FileInfo | None:
+    """statx(2) without following a final symbolic link; None where nothing is there."""
+    buffer = ctypes.create_string_buffer(256)
+    flags = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
+    if _LIBC.statx(AT_FDCWD, os.fsencode(path), flags, _STATX_BASIC_STATS, buffer) < 0:
+        number = ctypes.get_errno()
+        if number in (errno.ENOENT, errno.ENOTDIR):
+            return None
+        raise SyscallFailed(f"stat {path}", number)
+    (_, _, attributes, _, _, gid, mode, _, inode, size, blocks, _, *devices) = _STATX.unpack_from(buffer)
+    return FileInfo(
+        kind=_KINDS.get(mode & 0o170000, FileKind.OTHER),
+        size=size,
+        allocated=blocks * 512,
+        device=os.makedev(devices[2], devices[3]),
+        inode=inode,
+        special=os.makedev(devices[0], devices[1]),
+        mount_root=bool(attributes & _STATX_ATTR_MOUNT_ROOT),
+        gid=gid,
+        mode=mode & 0o7777,
+    )
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int, what: str) -> None:
+    """fallocate(2); unlike posix_fallocate it never falls back to writing."""
+    off_t = ctypes.c_int64
+    _check(_LIBC.fallocate64(fd, mode, off_t(offset), off_t(length)), what)
+
+
+def rename_noreplace(source: str, target: str) -> None:
+    """renameat2(2) with RENAME_NOREPLACE: EEXIST where *target* is there."""
+    arguments = (AT_FDCWD, os.fsencode(source), AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE)
+    _check(_LIBC.renameat2(*arguments), f"rename {source} to {target}")
+
+
+def mount(source: str, target_fd: int, filesystem: str, flags: int, data: str, what: str) -> None:
+    """mount(2) on an open directory, so that nobody can exchange it underway."""
+    target = f"/proc/self/fd/{target_fd}".encode()
+    arguments = (
+        os.fsencode(source),
+        target,
+        filesystem.encode(),
+        ctypes.c_ulong(flags),
+        data.encode() or None,
+    )
+    _check(_LIBC.mount(*arguments), what)
+
+
+def clone_mount(source_fd: int, what: str) -> int:
+    """A detached copy of the mount at an open path (open_tree(2)), as a file descriptor."""
+    return _syscall(_SYS_OPEN_TREE, what, source_fd, b"", AT_EMPTY_PATH | _OPEN_TREE_CLONE | os.O_CLOEXEC)
+
+
+def set_mount_attributes(fd: int, to_set: int, to_clear: int, what: str) -> None:
+    """mount_setattr(2) on an open mount: struct mount_attr is attr_set, attr_clr, propagation, userns_fd."""
+    attributes = struct.pack("=4Q", to_set, to_clear, 0, 0)
+    size = ctypes.c_size_t(len(attributes))
+    _syscall(_SYS_MOUNT_SETATTR, what, fd, b"", AT_EMPTY_PATH, attributes, size)
+
+
+def move_mount(mount_fd: int, target_fd: int, what: str) -> None:
+    """Attach a detached mount to an open path (move_mount(2))."""
+    _syscall(_SYS_MOVE_MOUNT, what, mount_fd, b"", target_fd, b"", _MOVE_MOUNT_EMPTY_PATHS)
+
+
+def umount(path: str) -> None:
+    """umount2(2), without following a symbolic link."""
+    _check(_LIBC.umount2(os.fsencode(path), _UMOUNT_NOFOLLOW), f"unmount {path}")
+
+
+def quotactl_fd(fd: int, command: int, identifier: int, buffer: bytearray, what: str) -> None:
+    """quotactl_fd(2), Linux 5.14: the filesystem is named by any open file on it."""
+    argument = (ctypes.c_char * len(buffer)).from_buffer(buffer)
+    _syscall(_SYS_QUOTACTL_FD, what, fd, ctypes.c_uint(command), ctypes.c_uint(identifier), argument)
+
+
+def filesystem_magic(path: str) -> int:
+    """The number that tells what filesystem *path* is on (statfs(2), ``f_type``)."""
+    buffer = ctypes.create_string_buffer(256)
+    _check(_LIBC.statfs(os.fsencode(path), buffer), f"statfs {path}")
+    return int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], "little") & 0xFFFFFFFF
+
+
+def limit_arenas(count: int) -> None:
+    """Keep malloc from giving every thread an arena of its own (mallopt(3), M_ARENA_MAX)."""
+    _LIBC.mallopt(-8, count)

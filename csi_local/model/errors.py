@@ -1,0 +1,100 @@
+"""Every error the driver raises on purpose.
+
+::
+
+    DriverError
+    ├── InvalidArgument       the request is malformed or asks for something that does not exist
+    ├── NotFound              no such volume (or no such path for that volume)
+    ├── AlreadyExists         the name, or the path, is taken by something that differs from the request
+    ├── OutOfRange            a size that cannot be delivered
+    ├── ResourceExhausted     no pool has the room, or the node has reached its limit
+    ├── FailedPrecondition    the state of the node forbids it; the message says what to change
+    │   └── DamagedRecord     this volume's record cannot be read or believed
+    ├── Busy                  another operation on the same volume is under way
+    ├── Unsupported           this version, or this node, cannot do it
+    ├── Unavailable           a pool is missing or its disk fails; the same request may work later
+    └── HostError             the kernel or a program refused
+        ├── SyscallFailed     carries the errno
+        └── CommandFailed     carries the exit status and the last lines it printed
+
+``rpc.boundary`` alone turns these into gRPC status codes. A message is written for the person who will
+read it in ``kubectl describe``: it says what was seen and what to do, and it never holds a secret.
+"""
+
+import errno
+import os
+
+
+class DriverError(Exception):
+    """The root: an error that was foreseen."""
+
+
+class InvalidArgument(DriverError):
+    """The request cannot be right whatever the state of the node."""
+
+
+class NotFound(DriverError):
+    """There is no such volume here."""
+
+
+class AlreadyExists(DriverError):
+    """Taken, by something that is not what the request describes."""
+
+
+class OutOfRange(DriverError):
+    """A size that cannot be delivered."""
+
+
+class ResourceExhausted(DriverError):
+    """No room, or a limit is reached."""
+
+
+class FailedPrecondition(DriverError):
+    """Something must be changed first."""
+
+
+class DamagedRecord(FailedPrecondition):
+    """A volume's record is unreadable, fails its checksum, or is from a newer version."""
+
+
+class Busy(DriverError):
+    """Another operation on the same thing is under way."""
+
+
+class Unsupported(DriverError):
+    """Not in this version, or not on this node."""
+
+
+class Unavailable(DriverError):
+    """A pool is missing or failing."""
+
+
+class HostError(DriverError):
+    """The kernel or a program refused."""
+
+
+class SyscallFailed(HostError):
+    """A system call failed.
+
+    Attributes:
+        errno: the error number (errno(3)).
+    """
+
+    def __init__(self, what: str, number: int) -> None:
+        """*what* names the call and its object, e.g. ``mount /dev/loop3 on /mnt``."""
+        name = errno.errorcode.get(number, str(number))
+        super().__init__(f"{what}: {os.strerror(number)} ({name})")
+        self.errno = number
+
+
+class CommandFailed(HostError):
+    """A program ended with a status that was not expected, timed out, or is missing.
+
+    Attributes:
+        status: the exit status, or None where the program did not end by itself.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        """*message* names the program and what it printed."""
+        super().__init__(message)
+        self.status = status

@@ -1,0 +1,209 @@
+"""The operations that plans are made of: values that say what is to be done, not how.
+
+``plan`` and ``backends`` return tuples of them, ``engine.execute`` carries them out in order. Each describes
+itself in one line for logs and for the name of the crash point before it. Paths are absolute strings.
+"""
+
+from dataclasses import dataclass
+
+from csi_local.model.observed import LoopDevice
+from csi_local.model.quantity import Bytes
+from csi_local.model.volume import Filesystem, VolumeRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One step. Its name (the class's) is its crash point's name."""
+
+    def describe(self) -> str:
+        """What it does, in a few words."""
+        return type(self).__name__
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnPath(Operation):
+    """A step on one path."""
+
+    path: str
+
+    def describe(self) -> str:
+        """The name and the path."""
+        return f"{type(self).__name__} {self.path}"
+
+
+# --- files and records in a pool
+
+
+class MakeDirectory(OnPath):
+    """Make a directory, 0700; undone by removing it with all that is in it."""
+
+
+class MakeSubvolume(OnPath):
+    """Make a btrfs subvolume."""
+
+
+class RemoveTree(OnPath):
+    """Remove what is there, if anything: files, subvolumes, and limits set on them."""
+
+
+class SyncDirectory(OnPath):
+    """Make the directory's entries durable (fsync(2))."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenToPods(OnPath):
+    """Give a volume's own directory the mode that a fresh filesystem's root has, 0755."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitProject(OnPath):
+    """Put the directory, while it is empty or already in it, into a quota project and limit that."""
+
+    project: int
+    size: Bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSubvolume(OnPath):
+    """Limit a btrfs subvolume."""
+
+    size: Bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeImage(OnPath):
+    """Make a file of that size that reads as zeros; thick reserves its blocks."""
+
+    size: Bytes
+    thick: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResizeImage(OnPath):
+    """Make an image file larger, or leave it; thick reserves its blocks."""
+
+    size: Bytes
+    thick: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteRecord(OnPath):
+    """Write the record durably: whole and new, or the old one stays (temporary file, fsync, rename, fsync)."""
+
+    record: VolumeRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit(Operation):
+    """Give a directory its final name, durably: from here on it exists, or has ceased to."""
+
+    source: str
+    target: str
+
+    def describe(self) -> str:
+        """Both names."""
+        return f"Commit {self.source} as {self.target}"
+
+
+# --- devices and filesystems; those without a device work on the one attached before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attach(OnPath):
+    """Attach a loop device to the image, or take the one it has.
+
+    Attributes:
+        keep: it stays when nobody has it open (raw block); otherwise it goes with its last user.
+        discard: pass discards through to the image, which gives blocks back.
+    """
+
+    sector_size: int
+    keep: bool
+    discard: bool
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Detach(Operation):
+    """Detach a loop device and see that it is gone."""
+
+    loop: LoopDevice
+
+    def describe(self) -> str:
+        """The device."""
+        return f"Detach {self.loop.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeFilesystem(Operation):
+    """Format the attached device. Only ever planned for a volume that was never formatted."""
+
+    filesystem: Filesystem
+    uuid: str
+    options: tuple[str, ...]
+    thick: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrowUnmounted(Operation):
+    """Check the attached device's ext4 and grow it to the device's size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshLoops(OnPath):
+    """Let the loop devices of the image see its new size (LOOP_SET_CAPACITY)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrowMounted(OnPath):
+    """Grow the mounted filesystem to its device's size, and see that it has."""
+
+    filesystem: Filesystem
+
+
+# --- mounts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountDevice(OnPath):
+    """Mount the attached device."""
+
+    filesystem: Filesystem
+    flags: frozenset[str]
+    data: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BindMount(OnPath):
+    """Bind-mount *source* here, with mount flags of its own."""
+
+    source: str
+    flags: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BindDevice(OnPath):
+    """Bind-mount the attached device's node here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetGroup(OnPath):
+    """Let a group write: group, setgid and group bits on the tree, unless its root has them already."""
+
+    group: int
+
+
+class MakeTargetDirectory(OnPath):
+    """Make the directory that a volume is to be mounted on; undone by removing it."""
+
+
+class MakeTargetFile(OnPath):
+    """Make the file that a device is to be bind-mounted on; undone by removing it."""
+
+
+class Unmount(OnPath):
+    """Unmount what is mounted here last, without following symbolic links."""
+
+
+class RemoveTarget(OnPath):
+    """Remove the empty directory or file that a volume was mounted on."""

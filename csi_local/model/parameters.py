@@ -1,0 +1,131 @@
+"""StorageClass parameters: the only reader of them."""
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from csi_local.model.errors import InvalidArgument
+from csi_local.model.pool import Media, one_of
+from csi_local.model.volume import Allocation, BackendKind, Filesystem, QuotaMode
+
+FS_TYPE = "csi.storage.k8s.io/fstype"
+NAMES = ("allocation", "backend", "encryption", "media", "mkfsOptions", "placement", "pool", "quota", FS_TYPE)
+"""Every parameter there is."""
+
+LABELS = ("csi.storage.k8s.io/pvc/name", "csi.storage.k8s.io/pvc/namespace", "csi.storage.k8s.io/pv/name")
+"""What the provisioner adds with ``--extra-create-metadata``; kept for people, never compared."""
+
+PLACEMENTS = ("spread", "pack")
+
+_MKFS_FLAGS = {
+    Filesystem.EXT4: frozenset("bCEgGiIJjmNOrT"),
+    Filesystem.XFS: frozenset("bdilmn"),
+    Filesystem.BTRFS: frozenset("dmnOR"),
+}
+_MKFS_LONG = {Filesystem.BTRFS: ("--checksum", "--csum", "--features", "--metadata", "--data", "--nodesize")}
+_MKFS_VALUE = re.compile(r"[A-Za-z0-9^][A-Za-z0-9=,.^_-]*")
+_MKFS_FORBIDDEN = re.compile(
+    r"(^|,)(file|name|logdev|rtdev|device|discard|nodiscard|size|uuid|root_owner|offset)(=|,|$)"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassParameters:
+    """The parameters of a StorageClass, understood.
+
+    Attributes:
+        backend: None where the class leaves it open.
+        fs_type: None where the class leaves it open.
+        given: the parameters as they came, without the labels; a retry must give the same.
+    """
+
+    backend: BackendKind | None = None
+    pool: str = ""
+    media: Media | None = None
+    placement: str = "spread"
+    allocation: Allocation = Allocation.THICK
+    quota: QuotaMode = QuotaMode.HARD
+    fs_type: Filesystem | None = None
+    mkfs_options: tuple[str, ...] = ()
+    given: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_parameters(parameters: Mapping[str, str]) -> ClassParameters:
+    """Read the parameters of a StorageClass.
+
+    Raises:
+        InvalidArgument: a name or value does not exist; the message names those that do.
+    """
+    labels = {key: value for key, value in parameters.items() if key in LABELS}
+    given = {key: value for key, value in parameters.items() if key not in LABELS}
+    unknown = sorted(set(given) - set(NAMES))
+    if unknown:
+        raise InvalidArgument(f"unknown StorageClass parameter {unknown[0]!r}; there are {', '.join(NAMES)}")
+    placement = given.get("placement", "spread")
+    if placement not in PLACEMENTS:
+        raise InvalidArgument(f"placement {placement!r} does not exist; there are {', '.join(PLACEMENTS)}")
+    if given.get("encryption", "none") != "none":
+        raise InvalidArgument(f"encryption {given['encryption']!r} is not in this version; leave it out, or write none")
+    return ClassParameters(
+        backend=one_of(BackendKind, given["backend"], "backend") if "backend" in given else None,
+        pool=given.get("pool", ""),
+        media=one_of(Media, given["media"], "media") if "media" in given else None,
+        placement=placement,
+        allocation=one_of(Allocation, given.get("allocation", "thick"), "allocation"),
+        quota=one_of(QuotaMode, given.get("quota", "hard"), "quota"),
+        fs_type=parse_filesystem(given.get(FS_TYPE, "")),
+        mkfs_options=_split(given.get("mkfsOptions", "")),
+        given=given,
+        labels=labels,
+    )
+
+
+def parse_filesystem(text: str) -> Filesystem | None:
+    """*text* as a filesystem, None for "".
+
+    Raises:
+        InvalidArgument: there is no such filesystem here.
+    """
+    return one_of(Filesystem, text, "filesystem") if text else None
+
+
+def check_mkfs_options(filesystem: Filesystem, options: tuple[str, ...]) -> tuple[str, ...]:
+    """*options* for ``mkfs.<filesystem>``, where each is harmless.
+
+    The program runs as root, so only tuning is let through: nothing that names a file or another device,
+    changes the size, or undoes what the driver itself decides (mke2fs(8), mkfs.xfs(8), mkfs.btrfs(8)).
+
+    Raises:
+        InvalidArgument: an option is not among those.
+    """
+    words = iter(options)
+    for word in words:
+        name, joined, value = word.partition("=")
+        if name in _MKFS_LONG.get(filesystem, ()):
+            value = value if joined else next(words, "")
+        elif len(word) >= 2 and word[0] == "-" and word[1] in _MKFS_FLAGS[filesystem]:  # noqa: PLR2004
+            value = word[2:]
+            if not value and word != "-j":
+                value = next(words, "")
+        else:
+            raise _refused(filesystem, word)
+        if (value or word != "-j") and (not _MKFS_VALUE.fullmatch(value) or _MKFS_FORBIDDEN.search(value)):
+            raise _refused(filesystem, f"{word} {value}")
+    return options
+
+
+def _refused(filesystem: Filesystem, word: str) -> InvalidArgument:
+    allowed = ", ".join(f"-{letter}" for letter in sorted(_MKFS_FLAGS[filesystem]))
+    return InvalidArgument(
+        f"mkfsOptions: {word!r} is not allowed for {filesystem}; allowed are {allowed} with plain values"
+        " (no paths, no devices, no size)"
+    )
+
+
+def _split(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise InvalidArgument(f"mkfsOptions {text!r}: {error}") from None

@@ -1,0 +1,188 @@
+"""What a volume is: as asked for, and as recorded."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NewType
+
+from csi_local.model.errors import InvalidArgument
+from csi_local.model.quantity import Bytes
+
+VolumeId = NewType("VolumeId", str)
+"""A volume's id: always a safe file name of at most 63 characters (see :func:`volume_id`)."""
+
+MAX_NAME = 128
+"""Bytes in a volume name (CSI specification, "Size Limits")."""
+
+_SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_DIGEST = re.compile(r"sha256-[0-9a-f]{40}")
+
+
+def volume_id(name: str) -> VolumeId:
+    """The id of the volume called *name*: a pure function, so that a retry finds its volume without a search.
+
+    It is the name itself where that is a safe file name, else a digest of it. A name that looks like such a
+    digest is digested too, so that no two names share an id.
+    """
+    if _SAFE.fullmatch(name) and not _DIGEST.fullmatch(name):
+        return VolumeId(name)
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+    return VolumeId(f"sha256-{digest[:40]}")
+
+
+def known_id(text: str) -> VolumeId | None:
+    """*text* as an id, or None where no volume of ours can have it."""
+    return VolumeId(text) if _SAFE.fullmatch(text) else None
+
+
+class BackendKind(StrEnum):
+    """Where a volume's bytes live."""
+
+    DIRECTORY = "directory"
+    LOOPFILE = "loopfile"
+
+
+class Filesystem(StrEnum):
+    """The filesystems a volume can have on its loop device."""
+
+    EXT4 = "ext4"
+    XFS = "xfs"
+    BTRFS = "btrfs"
+
+
+class Allocation(StrEnum):
+    """Whether blocks are reserved when the volume is made (thick) or when they are written (thin)."""
+
+    THICK = "thick"
+    THIN = "thin"
+
+
+class QuotaMode(StrEnum):
+    """Whether a directory volume's size is enforced by the filesystem (hard) or only recorded (advisory)."""
+
+    HARD = "hard"
+    ADVISORY = "advisory"
+
+
+class AccessMode(StrEnum):
+    """CSI's access modes, under the specification's names."""
+
+    SINGLE_NODE_WRITER = "SINGLE_NODE_WRITER"
+    SINGLE_NODE_READER_ONLY = "SINGLE_NODE_READER_ONLY"
+    SINGLE_NODE_SINGLE_WRITER = "SINGLE_NODE_SINGLE_WRITER"
+    SINGLE_NODE_MULTI_WRITER = "SINGLE_NODE_MULTI_WRITER"
+    MULTI_NODE_READER_ONLY = "MULTI_NODE_READER_ONLY"
+    MULTI_NODE_SINGLE_WRITER = "MULTI_NODE_SINGLE_WRITER"
+    MULTI_NODE_MULTI_WRITER = "MULTI_NODE_MULTI_WRITER"
+
+    @property
+    def multi_node(self) -> bool:
+        """Whether several nodes are to use the volume at once, which a local disk cannot give."""
+        return self.startswith("MULTI_NODE")
+
+    @property
+    def read_only(self) -> bool:
+        """Whether the mode itself forbids writing."""
+        return self is AccessMode.SINGLE_NODE_READER_ONLY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountAccess:
+    """A filesystem is wanted: its type ("" for any), mount options, and the group that may write."""
+
+    fs_type: str = ""
+    flags: tuple[str, ...] = ()
+    group: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockAccess:
+    """A raw block device is wanted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capability:
+    """How a volume is to be used (CSI ``VolumeCapability``)."""
+
+    access: MountAccess | BlockAccess
+    mode: AccessMode
+
+    @property
+    def block(self) -> bool:
+        """Whether a raw block device is wanted."""
+        return isinstance(self.access, BlockAccess)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CapacityRange:
+    """How large a volume may be, in bytes; 0 means not given (CSI ``CapacityRange``)."""
+
+    required: int = 0
+    limit: int = 0
+
+
+class FormatState(StrEnum):
+    """How far the one and only formatting of a volume has come.
+
+    ``none`` is for volumes that are never formatted: directories and raw block.
+    """
+
+    NONE = "none"
+    UNFORMATTED = "unformatted"
+    FORMATTING = "formatting"
+    FORMATTED = "formatted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeRecord:
+    """Everything that is remembered about a volume; what the kernel can tell is not in it.
+
+    Attributes:
+        size: bytes delivered.
+        filesystem: of a loopfile volume that is mounted; None for raw block and directories.
+        parameters: the StorageClass parameters as they came, to compare a retry with.
+        labels: what the provisioner says of the claim (names only), for people.
+        project: quota project id of a directory volume on XFS or ext4, else 0.
+        sector_size: logical block size of the loop device, fixed for the volume's life.
+        created: seconds since the epoch.
+        fs_uuid: of the filesystem made, or, while ``formatting``, about to be made.
+    """
+
+    id: VolumeId
+    name: str
+    size: Bytes
+    backend: BackendKind
+    block: bool = False
+    filesystem: Filesystem | None = None
+    allocation: Allocation = Allocation.THICK
+    quota: QuotaMode = QuotaMode.HARD
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    mkfs_options: tuple[str, ...] = ()
+    project: int = 0
+    sector_size: int = 0
+    created: int = 0
+    format: FormatState = FormatState.NONE
+    fs_uuid: str = ""
+
+    @property
+    def thick(self) -> bool:
+        """Whether its blocks are reserved."""
+        return self.allocation is Allocation.THICK
+
+
+def check_name(name: str) -> str:
+    """*name*, where it can be a volume's name.
+
+    Raises:
+        InvalidArgument: it is empty, too long, or holds control characters (CSI specification, CreateVolume).
+    """
+    if not name:
+        raise InvalidArgument("the volume has no name")
+    if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME:
+        raise InvalidArgument(f"the volume's name is longer than {MAX_NAME} bytes")
+    if any(ord(char) < ord(" ") or ord(char) == 0x7F for char in name):  # noqa: PLR2004 (DEL)
+        raise InvalidArgument("the volume's name holds control characters")
+    return name

@@ -1,0 +1,1 @@
+"""Decisions, as pure functions: (request, record, what was observed) → operations, or an error."""

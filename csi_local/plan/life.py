@@ -1,0 +1,38 @@
+"""A volume's beginning, growth and end, as operations on its pool."""
+
+from csi_local.backends import directory, loopfile
+from csi_local.model.operations import Commit, MakeDirectory, Operation, RemoveTree, WriteRecord
+from csi_local.model.pool import Abilities
+from csi_local.model.quantity import Bytes
+from csi_local.model.volume import BackendKind, VolumeRecord
+from csi_local.store.layout import RECORD_FILE, Layout
+
+
+def create(record: VolumeRecord, layout: Layout, abilities: Abilities, *, leftover: bool) -> tuple[Operation, ...]:
+    """Make everything under a provisional name, then give it the final one: that is the commit."""
+    place = layout.new(record.id)
+    if record.backend is BackendKind.DIRECTORY:
+        bytes_made = directory.make(record, f"{place}/data", abilities)
+    else:
+        bytes_made = loopfile.make(record, f"{place}/disk.img")
+    return (
+        *((RemoveTree(path=place),) if leftover else ()),
+        MakeDirectory(path=place),
+        *bytes_made,
+        WriteRecord(path=f"{place}/{RECORD_FILE}", record=record),
+        Commit(source=place, target=layout.volume(record.id)),
+    )
+
+
+def delete(record_directory: str, trash: str) -> tuple[Operation, ...]:
+    """Take the final name away: that is the commit. What has no name any more is removed in the background."""
+    return (Commit(source=record_directory, target=trash),)
+
+
+def grow(record: VolumeRecord, after: VolumeRecord, layout: Layout, abilities: Abilities) -> tuple[Operation, ...]:
+    """Give a volume more room, then say so: a crash between leaves more room than is promised, never less."""
+    if record.backend is BackendKind.DIRECTORY:
+        bytes_grown = directory.limit(record, layout.data(record.id), Bytes(after.size), abilities)
+    else:
+        bytes_grown = loopfile.grow(record, layout.image(record.id), Bytes(after.size))
+    return (*bytes_grown, WriteRecord(path=layout.record(record.id), record=after))

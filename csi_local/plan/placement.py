@@ -1,0 +1,97 @@
+"""Placement: which pool a volume goes to, and why not to the others.
+
+The matching rule: a pool is (room, backends it can carry, media, what its filesystem can do), a request is (size,
+backend, media, needs). Among the pools that fit, ``placement`` chooses: ``spread`` takes the one with the most
+room, ``pack`` the one with the least that is enough. Equal rooms go by name, so that the answer never varies.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from csi_local.model.parameters import ClassParameters
+from csi_local.model.pool import PoolView, QuotaSupport
+from csi_local.model.quantity import Bytes, format_bytes
+from csi_local.model.volume import Allocation, BackendKind, QuotaMode
+from csi_local.plan.request import Shape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What became of one pool."""
+
+    pool: str
+    fits: bool
+    taken: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """The pool chosen, if any, and a verdict on each."""
+
+    pool: str | None
+    verdicts: Sequence[Verdict]
+
+    def explain(self) -> str:
+        """One line for an error message."""
+        if not self.verdicts:
+            return "this node has no pools"
+        return "; ".join(f"pool {verdict.pool}: {verdict.reason}" for verdict in self.verdicts)
+
+
+def place(parameters: ClassParameters, shape: Shape, size: Bytes, pools: Iterable[PoolView]) -> Placement:
+    """Choose a pool for a volume of *size* bytes."""
+    views = sorted(pools, key=lambda view: view.name)
+    reasons = {view.name: unfit(parameters, shape, view) or _too_small(parameters, size, view) for view in views}
+    fitting = [view for view in views if not reasons[view.name]]
+    pack = parameters.placement == "pack"
+    fitting.sort(key=lambda view: available(parameters, view) * (1 if pack else -1))
+    chosen = fitting[0].name if fitting else None
+    verdicts = []
+    for view in views:
+        room = format_bytes(available(parameters, view))
+        taken = view.name == chosen
+        rule = "the least room that is enough" if pack else "the most room"
+        fits = f"taken: {room} free, {rule}" if taken else f"fits ({room} free), but another has {rule}"
+        reason = reasons[view.name] or fits
+        verdicts.append(Verdict(pool=view.name, fits=not reasons[view.name], taken=taken, reason=reason))
+    return Placement(pool=chosen, verdicts=tuple(verdicts))
+
+
+def available(parameters: ClassParameters, view: PoolView) -> Bytes:
+    """The room a pool has for such volumes."""
+    thin = parameters.allocation is Allocation.THIN and parameters.backend is not BackendKind.DIRECTORY
+    return view.thin_room if thin else view.room
+
+
+def unfit(parameters: ClassParameters, shape: Shape, view: PoolView) -> str:
+    """Why a pool cannot carry such a volume, whatever its room; or ""."""
+    if view.unavailable:
+        return view.unavailable
+    if parameters.pool and parameters.pool != view.name:
+        return f"the class asks for pool {parameters.pool}"
+    if parameters.media and parameters.media != view.media:
+        return f"its media is {view.media}, the class asks for {parameters.media}"
+    if shape.backend is BackendKind.DIRECTORY:
+        return _unfit_for_directory(parameters, shape, view)
+    if parameters.allocation is Allocation.THICK and not view.abilities.preallocate:
+        return f"{view.abilities.filesystem} cannot reserve blocks; allow allocation: thin"
+    if not view.abilities.direct_io:
+        return f"{view.abilities.filesystem} has no direct I/O, which loop devices need"
+    return ""
+
+
+def _unfit_for_directory(parameters: ClassParameters, shape: Shape, view: PoolView) -> str:
+    if shape.filesystem is not None and shape.filesystem != view.abilities.filesystem:
+        return f"its filesystem is {view.abilities.filesystem}, the class asks for {shape.filesystem}"
+    if parameters.quota is QuotaMode.HARD and view.abilities.quota is QuotaSupport.NONE:
+        why = view.abilities.quota_reason or f"{view.abilities.filesystem} has no quota"
+        return f"it cannot limit a directory ({why}); use quota: advisory, or backend: loopfile"
+    return ""
+
+
+def _too_small(parameters: ClassParameters, size: Bytes, view: PoolView) -> str:
+    room = available(parameters, view)
+    if size <= room:
+        return ""
+    return f"{format_bytes(size)} does not fit, it has room for {format_bytes(room)}"

@@ -1,0 +1,111 @@
+"""Publishing: a staged volume appears at a path of a pod."""
+
+from dataclasses import dataclass
+
+from csi_local.backends import loopfile
+from csi_local.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from csi_local.model.mount_options import MountOptions
+from csi_local.model.observed import FileInfo, FileKind
+from csi_local.model.operations import (
+    BindDevice,
+    BindMount,
+    MakeTargetDirectory,
+    MakeTargetFile,
+    Operation,
+    SetGroup,
+)
+from csi_local.model.volume import AccessMode, Capability, MountAccess, VolumeRecord
+from csi_local.store.layout import Layout
+
+SHARED_MODES = frozenset({AccessMode.SINGLE_NODE_MULTI_WRITER})
+"""Modes in which several targets on the node may use a volume at once (CSI specification, NodePublishVolume)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """How a volume is, or is to be, published."""
+
+    volume: str
+    capability: Capability
+    read_only: bool
+
+    @property
+    def writable(self) -> bool:
+        """Whether the target may be written."""
+        return not (self.read_only or self.capability.mode.read_only)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishSeen:
+    """What was observed before publishing.
+
+    Attributes:
+        path: what is at the target path.
+        ours: whether this volume is mounted there.
+        writable: where it is, whether it can be written.
+        published_as: how, as far as this process remembers.
+        others: the volume's other targets on this node.
+    """
+
+    path: FileInfo | None
+    ours: bool = False
+    writable: bool = True
+    published_as: Publication | None = None
+    others: tuple[str, ...] = ()
+
+
+def publish(
+    record: VolumeRecord,
+    wanted: Publication,
+    options: MountOptions,
+    paths: tuple[str, str],
+    layout: Layout,
+    seen: PublishSeen,
+) -> tuple[Operation, ...]:
+    """Make a volume appear at a target; nothing where it is there already. *paths* are staging and target.
+
+    Raises:
+        AlreadyExists: it is there in another way.
+        FailedPrecondition: something else is there, or the access mode allows no second target.
+        InvalidArgument: what is at the target is of the wrong kind.
+    """
+    staging, target = paths
+    if seen.ours:
+        _check_same(wanted, seen, target)
+        return ()
+    made = _target(record, target, seen)
+    if seen.others and wanted.capability.mode not in SHARED_MODES:
+        raise FailedPrecondition(
+            f"volume {record.id} is published at {', '.join(seen.others)}, and access mode"
+            f" {wanted.capability.mode} allows one target"
+        )
+    if record.block:
+        attach = loopfile.attach(record, layout.image(record.id), read_only=not wanted.writable)
+        return (*made, attach, BindDevice(path=target))
+    access = wanted.capability.access
+    group = access.group if isinstance(access, MountAccess) else None
+    shared = (SetGroup(path=staging, group=group),) if group is not None and wanted.writable else ()
+    return (
+        *shared,
+        *made,
+        BindMount(path=target, source=staging, flags=options.per_mount(read_only=not wanted.writable)),
+    )
+
+
+def _check_same(wanted: Publication, seen: PublishSeen, target: str) -> None:
+    known = seen.published_as
+    if seen.writable != wanted.writable or (known is not None and known != wanted):
+        raise AlreadyExists(f"volume {wanted.volume} is published at {target} with another capability or readonly")
+
+
+def _target(record: VolumeRecord, target: str, seen: PublishSeen) -> tuple[Operation, ...]:
+    wanted = FileKind.FILE if record.block else FileKind.DIRECTORY
+    if seen.path is None:
+        return (MakeTargetFile(path=target),) if record.block else (MakeTargetDirectory(path=target),)
+    if seen.path.mount_root:
+        raise FailedPrecondition(f"something else is mounted on the target {target}; unmount it first")
+    if seen.path.kind is FileKind.SYMLINK:
+        raise InvalidArgument(f"the target {target} is a symbolic link; it is not followed")
+    if seen.path.kind is not wanted:
+        raise FailedPrecondition(f"the target {target} is a {seen.path.kind}; a {wanted} is needed")
+    return ()

@@ -1,0 +1,166 @@
+"""Reading a CreateVolume request as one whole: what kind of volume it asks for, and whether a retry asks the same."""
+
+from dataclasses import dataclass, field
+
+from csi_local.backends.loopfile import SECTOR_SIZE
+from csi_local.model.errors import AlreadyExists, InvalidArgument
+from csi_local.model.mount_options import parse_mount_options
+from csi_local.model.parameters import ClassParameters, check_mkfs_options, parse_filesystem
+from csi_local.model.quantity import format_bytes
+from csi_local.model.volume import (
+    BackendKind,
+    Capability,
+    CapacityRange,
+    Filesystem,
+    FormatState,
+    MountAccess,
+    VolumeRecord,
+    volume_id,
+)
+from csi_local.plan import sizes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeRequest:
+    """What CreateVolume, GetCapacity and ``explain`` ask for."""
+
+    name: str
+    capacity: CapacityRange = field(default_factory=CapacityRange)
+    capabilities: tuple[Capability, ...] = ()
+    parameters: ClassParameters = field(default_factory=ClassParameters)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The kind of volume that a request comes down to.
+
+    Attributes:
+        filesystem: on the loop device; for a directory, the one that the pool must have, or None for any.
+    """
+
+    backend: BackendKind
+    block: bool
+    filesystem: Filesystem | None
+
+
+def shape(parameters: ClassParameters, capabilities: tuple[Capability, ...]) -> Shape:
+    """What kind of volume is asked for.
+
+    Raises:
+        InvalidArgument: the capabilities contradict each other or the parameters, or no local disk can do it.
+    """
+    blocks = {capability.block for capability in capabilities} or {False}
+    if len(blocks) > 1:
+        raise InvalidArgument("one volume cannot be both a raw block device and a filesystem")
+    block = blocks.pop()
+    for capability in capabilities:
+        if capability.mode.multi_node:
+            raise InvalidArgument(
+                f"access mode {capability.mode} needs several nodes at once; a local volume is on one node"
+            )
+    backend = parameters.backend or BackendKind.LOOPFILE
+    if block and backend is BackendKind.DIRECTORY:
+        raise InvalidArgument("a directory cannot be a raw block device; use backend: loopfile")
+    filesystem = None if block else _filesystem(parameters, capabilities, backend)
+    if block and parameters.mkfs_options:
+        raise InvalidArgument("mkfsOptions make no sense for a raw block device")
+    if parameters.mkfs_options and (backend is BackendKind.DIRECTORY or filesystem is None):
+        raise InvalidArgument("mkfsOptions make no sense for a directory volume; use backend: loopfile")
+    if filesystem is not None and parameters.mkfs_options:
+        check_mkfs_options(filesystem, parameters.mkfs_options)
+    _check_mount_options(capabilities, filesystem if backend is BackendKind.LOOPFILE else None)
+    return Shape(backend=backend, block=block, filesystem=filesystem)
+
+
+def _filesystem(
+    parameters: ClassParameters, capabilities: tuple[Capability, ...], backend: BackendKind
+) -> Filesystem | None:
+    asked = [c.access.fs_type for c in capabilities if isinstance(c.access, MountAccess)]
+    wanted = {found for found in (parameters.fs_type, *map(parse_filesystem, asked)) if found}
+    if len(wanted) > 1:
+        raise InvalidArgument(f"several filesystems are asked for: {', '.join(sorted(map(str, wanted)))}")
+    default = Filesystem.EXT4 if backend is BackendKind.LOOPFILE else None
+    return wanted.pop() if wanted else default
+
+
+def _check_mount_options(capabilities: tuple[Capability, ...], filesystem: Filesystem | None) -> None:
+    for capability in capabilities:
+        if isinstance(capability.access, MountAccess):
+            parse_mount_options(capability.access.flags, filesystem)
+
+
+def new_record(request: VolumeRequest, *, now: int, project: int) -> VolumeRecord:
+    """The record of a volume that does not exist yet.
+
+    Raises:
+        InvalidArgument, OutOfRange: as :func:`shape` and :func:`sizes.deliverable`.
+    """
+    wanted = shape(request.parameters, request.capabilities)
+    loopfile = wanted.backend is BackendKind.LOOPFILE
+    parameters = request.parameters
+    return VolumeRecord(
+        id=volume_id(request.name),
+        name=request.name,
+        size=sizes.deliverable(request.capacity, sizes.smallest(wanted.backend, wanted.filesystem)),
+        backend=wanted.backend,
+        block=wanted.block,
+        filesystem=wanted.filesystem if loopfile else None,
+        allocation=parameters.allocation,
+        quota=parameters.quota,
+        parameters=dict(parameters.given),
+        labels=dict(parameters.labels),
+        mkfs_options=parameters.mkfs_options,
+        project=0 if loopfile else project,
+        sector_size=SECTOR_SIZE if loopfile else 0,
+        created=now,
+        format=FormatState.UNFORMATTED if loopfile and not wanted.block else FormatState.NONE,
+    )
+
+
+def check_same(record: VolumeRecord, request: VolumeRequest) -> None:
+    """See that a request for a name that exists asks for the volume that exists.
+
+    Raises:
+        AlreadyExists: it asks for another size, kind or parameters; the message says which.
+    """
+    wanted = shape(request.parameters, request.capabilities)
+    limit = request.capacity.limit or record.size
+    if not request.capacity.required <= record.size <= limit:
+        raise _differs(record, "size", format_bytes(record.size))
+    if (record.backend, record.block) != (wanted.backend, wanted.block):
+        raise _differs(record, "kind", f"{record.backend}, {'raw block' if record.block else 'filesystem'}")
+    if record.backend is BackendKind.LOOPFILE and record.filesystem is not wanted.filesystem:
+        raise _differs(record, "filesystem", str(record.filesystem))
+    if dict(record.parameters) != dict(request.parameters.given):
+        raise _differs(record, "parameters", str(dict(record.parameters)))
+
+
+def _differs(record: VolumeRecord, what: str, has: str) -> AlreadyExists:
+    return AlreadyExists(f"volume {record.name!r} exists with another {what} ({has})")
+
+
+def unusable(record: VolumeRecord, capability: Capability) -> str:
+    """Why a volume cannot be used in that way, or "" where it can."""
+    if capability.mode.multi_node:
+        return f"access mode {capability.mode} needs several nodes; this volume is on one"
+    if capability.block != record.block:
+        return f"the volume is a {'raw block device' if record.block else 'filesystem'}"
+    if isinstance(capability.access, MountAccess):
+        fs_type = capability.access.fs_type
+        if record.filesystem is not None and fs_type and fs_type != record.filesystem:
+            return f"the volume's filesystem is {record.filesystem}, not {fs_type}"
+        try:
+            parse_mount_options(capability.access.flags, record.filesystem)
+        except InvalidArgument as error:
+            return str(error)
+    return ""
+
+
+def check_usable(record: VolumeRecord, capability: Capability) -> None:
+    """See that a volume can be used in that way.
+
+    Raises:
+        InvalidArgument: it cannot.
+    """
+    if reason := unusable(record, capability):
+        raise InvalidArgument(reason)

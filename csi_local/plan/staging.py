@@ -1,0 +1,186 @@
+"""Staging: a volume's bytes become a mount, or a device, of this node.
+
+Format once: ``MakeFilesystem`` is planned only for a record that says ``unformatted`` or ``formatting``, after the
+intent with the new UUID has been written, and is followed by writing that it is done. For a formatted volume it is
+unreachable: what the probe says then decides between mounting and an error, never between mounting and formatting.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+from csi_local.backends import loopfile
+from csi_local.model.errors import AlreadyExists, FailedPrecondition
+from csi_local.model.mount_options import MountOptions
+from csi_local.model.observed import FileInfo, FileKind, LoopDevice, Signature
+from csi_local.model.operations import (
+    BindMount,
+    Detach,
+    GrowMounted,
+    GrowUnmounted,
+    MakeFilesystem,
+    MakeTargetDirectory,
+    MountDevice,
+    Operation,
+    Unmount,
+    WriteRecord,
+)
+from csi_local.model.quantity import Bytes
+from csi_local.model.volume import BackendKind, Capability, Filesystem, FormatState, VolumeRecord
+from csi_local.store.layout import Layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagingSeen:
+    """What was observed before staging.
+
+    Attributes:
+        path: what is at the staging path.
+        ours: whether it is a mount of this volume.
+        staged_as: the capability it was staged with, as far as this process remembers.
+        loops: devices attached to the image.
+        signature: what is on the image; None where nothing is.
+        filesystem_size: of the filesystem on the image, where it is formatted and not mounted.
+    """
+
+    path: FileInfo | None
+    ours: bool = False
+    staged_as: Capability | None = None
+    bytes_there: FileInfo | None = None
+    loops: tuple[LoopDevice, ...] = ()
+    signature: Signature | None = None
+    filesystem_size: Bytes | None = None
+
+
+def stage(
+    record: VolumeRecord,
+    capability: Capability,
+    options: MountOptions,
+    path: str,
+    layout: Layout,
+    seen: StagingSeen,
+    new_uuid: str,
+) -> tuple[Operation, ...]:
+    """Make a volume ready on this node; nothing where it is.
+
+    Raises:
+        AlreadyExists: it is staged there with other mount options.
+        FailedPrecondition: something else is mounted there, or the volume's bytes are not what they should be.
+    """
+    if seen.ours:
+        if seen.staged_as is not None and seen.staged_as.access != capability.access:
+            raise AlreadyExists(f"volume {record.id} is staged at {path} with other mount options")
+        return ()
+    made = _staging_directory(path, seen)
+    _check_bytes(record, layout, seen)
+    if record.backend is BackendKind.DIRECTORY:
+        return (
+            *made,
+            BindMount(path=path, source=layout.data(record.id), flags=options.per_mount(read_only=False)),
+        )
+    attach = loopfile.attach(record, layout.image(record.id))
+    if record.block:
+        return made if any(not loop.read_only for loop in seen.loops) else (*made, attach)
+    if record.filesystem is None:
+        raise FailedPrecondition(f"volume {record.id}: its record names no filesystem")
+    mount = MountDevice(path=path, filesystem=record.filesystem, flags=options.flags, data=_data(record, options))
+    if record.format is not FormatState.FORMATTED:
+        before, after = _format(record, layout, seen, new_uuid)
+        return (*made, *before, attach, *after, mount)
+    _check_filesystem(record, seen)
+    grow = seen.filesystem_size is not None and seen.filesystem_size + _slack(record.filesystem) < record.size
+    if not grow or options.read_only:
+        return (*made, attach, mount)
+    if record.filesystem is Filesystem.EXT4:
+        return (*made, attach, GrowUnmounted(), mount)
+    return (*made, attach, mount, GrowMounted(path=path, filesystem=record.filesystem))
+
+
+def _staging_directory(path: str, seen: StagingSeen) -> tuple[Operation, ...]:
+    if seen.path is None:
+        return (MakeTargetDirectory(path=path),)
+    if seen.path.kind is not FileKind.DIRECTORY:
+        raise FailedPrecondition(f"the staging path {path} is a {seen.path.kind}, not a directory")
+    if seen.path.mount_root:
+        raise FailedPrecondition(f"something else is mounted on the staging path {path}; unmount it first")
+    return ()
+
+
+def _check_bytes(record: VolumeRecord, layout: Layout, seen: StagingSeen) -> None:
+    there = seen.bytes_there
+    if record.backend is BackendKind.DIRECTORY:
+        if there is None or there.kind is not FileKind.DIRECTORY:
+            raise FailedPrecondition(f"volume {record.id}: its data directory {layout.data(record.id)} is gone")
+        return
+    if there is None or there.kind is not FileKind.FILE:
+        raise FailedPrecondition(f"volume {record.id}: its image {layout.image(record.id)} is gone")
+    if there.size < record.size:
+        raise FailedPrecondition(
+            f"volume {record.id}: its image has {there.size} bytes instead of {record.size}; it was cut short,"
+            " nothing has been changed"
+        )
+
+
+def _slack(filesystem: Filesystem) -> int:
+    """How much smaller than its device a whole filesystem may be: an XFS leaves a piece too small for a group."""
+    return {Filesystem.XFS: 64 << 20, Filesystem.EXT4: 1 << 20, Filesystem.BTRFS: 1 << 20}[filesystem]
+
+
+def _data(record: VolumeRecord, options: MountOptions) -> tuple[str, ...]:
+    """An XFS may be a copy of another one with the same UUID: that must not keep it from being mounted."""
+    more = ("nouuid",) if record.filesystem is Filesystem.XFS and "nouuid" not in options.data else ()
+    return (*options.data, *more)
+
+
+def _format(
+    record: VolumeRecord, layout: Layout, seen: StagingSeen, new_uuid: str
+) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
+    """What comes before and after the device is attached."""
+    assert record.filesystem is not None  # noqa: S101 (checked by the caller; for the type checker)
+    if any(not loop.read_only for loop in seen.loops):
+        raise FailedPrecondition(f"volume {record.id} is not formatted yet, but {seen.loops[0].path} is attached to it")
+    interrupted = record.format is FormatState.FORMATTING
+    uuid = record.fs_uuid if interrupted else new_uuid
+    if seen.signature is not None and not (interrupted and seen.signature.uuid == uuid):
+        raise FailedPrecondition(
+            f"volume {record.id} was never formatted, but {layout.image(record.id)} holds {seen.signature.type}"
+            f" (UUID {seen.signature.uuid or 'none'}); it is left as it is"
+        )
+    path = layout.record(record.id)
+    intent = dataclasses.replace(record, format=FormatState.FORMATTING, fs_uuid=uuid)
+    done = dataclasses.replace(intent, format=FormatState.FORMATTED)
+    make = MakeFilesystem(
+        filesystem=record.filesystem, uuid=uuid, options=tuple(record.mkfs_options), thick=record.thick
+    )
+    before = () if interrupted else (WriteRecord(path=path, record=intent),)
+    return before, (make, WriteRecord(path=path, record=done))
+
+
+def _check_filesystem(record: VolumeRecord, seen: StagingSeen) -> None:
+    if seen.signature is None:
+        raise FailedPrecondition(
+            f"volume {record.id} was formatted as {record.filesystem} (UUID {record.fs_uuid}), but nothing is found"
+            " on it now; it is left as it is. Check the disk under the pool"
+        )
+    if (seen.signature.type, seen.signature.uuid) != (record.filesystem, record.fs_uuid):
+        raise FailedPrecondition(
+            f"volume {record.id} was formatted as {record.filesystem} (UUID {record.fs_uuid}), but"
+            f" {seen.signature.type} (UUID {seen.signature.uuid or 'none'}) is found on it; it is left as it is"
+        )
+
+
+def unstage(
+    path: str, *, ours: bool, block: bool, loops: tuple[LoopDevice, ...], others: tuple[str, ...]
+) -> tuple[Operation, ...]:
+    """Take a volume from this node; nothing where it is not there, or is staged elsewhere.
+
+    *ours* says that the volume is mounted at *path*, *others* where else it is.
+
+    Raises:
+        FailedPrecondition: it is still published.
+    """
+    if others and (ours or (block and loops)):
+        raise FailedPrecondition(f"the volume is still published at {', '.join(others)}; unpublish it first")
+    if others:
+        return ()
+    unmount = (Unmount(path=path),) if ours else ()
+    return (*unmount, *(Detach(loop=loop) for loop in loops))

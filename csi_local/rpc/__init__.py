@@ -1,0 +1,1 @@
+"""CSI in and out: the only room that knows protobuf and gRPC."""
