@@ -65,6 +65,8 @@ def serve(config: Config) -> None:
         engine.publisher.count_staged()
         server.start()
         engine.sweeper.start()
+        for view in engine.pools.views():
+            _log.info("pool %s: %s", view.name, view.unavailable or f"{view.abilities.filesystem}, {view.media}")
         _log.info("serving on %s as node %s", config.endpoint, node)
         stop()
         _log.info("stopping")

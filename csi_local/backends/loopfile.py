@@ -4,9 +4,6 @@ from csi_local.model.operations import Attach, MakeImage, Operation, ResizeImage
 from csi_local.model.quantity import Bytes
 from csi_local.model.volume import VolumeRecord
 
-SECTOR_SIZE = 4096
-"""Logical block size of new volumes' devices (docs/reference/loop-performance.md)."""
-
 
 def make(record: VolumeRecord, image: str) -> tuple[Operation, ...]:
     """Make the image file."""
@@ -22,8 +19,7 @@ def attach(record: VolumeRecord, image: str, *, read_only: bool = False) -> Atta
     """Attach the image. A raw block device stays by itself; a mounted one lives as long as its mounts."""
     return Attach(
         path=image,
-        sector_size=record.sector_size or SECTOR_SIZE,
+        sector_size=record.sector_size,
         keep=record.block,
-        discard=not record.thick,
         read_only=read_only,
     )

@@ -130,7 +130,6 @@ class Executor:
                 operation.path,
                 sector_size=operation.sector_size,
                 keep=operation.keep,
-                discard=operation.discard,
                 read_only=operation.read_only,
             )
         )

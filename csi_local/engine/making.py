@@ -23,9 +23,11 @@ from csi_local.store.layout import Layout
 LABEL = "csi-local"
 """The label of every filesystem made for a pool."""
 
-_SECTOR_SIZE = 4096
+_SECTOR_SIZE = 0
+"""The kernel takes the smallest that direct I/O to the image's disk can have."""
 _PROVISIONAL = ".csi-local-new"
-_PROJECT_OPTIONS = {Filesystem.EXT4: ("-O", "quota,project", "-E", "quotatype=prjquota")}
+_OPTIONS = {Filesystem.EXT4: (("-O", "quota,project", "-E", "quotatype=prjquota"), ())}
+"""What a pool's filesystem is made with, the best first."""
 
 
 def open_pool(host: Host, spec: PoolSpec, run_dir: str, held: ExitStack) -> str:
@@ -78,7 +80,7 @@ def _open_path(host: Host, spec: PoolSpec, held: ExitStack) -> str:
 def _open_image(host: Host, spec: PoolSpec, run_dir: str, held: ExitStack) -> str:
     found = host.stat(spec.target)
     if found is None:
-        _make_image(host, spec)
+        _make_image(host, spec, run_dir)
         found = host.stat(spec.target)
     if found is None or found.kind is not FileKind.FILE:
         raise FailedPrecondition(f"pool {spec.name}: {spec.target} is not a file")
@@ -92,14 +94,13 @@ def _open_image(host: Host, spec: PoolSpec, run_dir: str, held: ExitStack) -> st
         )
     point = _mount_point(host, spec, run_dir)
     if not _is_mounted(host, spec.target, point):
-        discard = spec.allocation is Allocation.THIN
-        with host.attach(spec.target, sector_size=_SECTOR_SIZE, keep=False, discard=discard) as loop:
+        with host.attach(spec.target, sector_size=_SECTOR_SIZE, keep=False) as loop:
             _mount(host, loop.path, point, Filesystem(signature.type))
     held.callback(_leave, host, point)
     return point
 
 
-def _make_image(host: Host, spec: PoolSpec) -> None:
+def _make_image(host: Host, spec: PoolSpec, run_dir: str) -> None:
     parent = spec.target.rpartition("/")[0] or "/"
     if host.stat(parent) is None:
         raise Unavailable(f"directory {parent} does not exist; make it first")
@@ -111,9 +112,9 @@ def _make_image(host: Host, spec: PoolSpec) -> None:
         host.make_image(new, spec.size, thick=spec.allocation is Allocation.THICK)
         with (
             host.lock(new),
-            host.attach(new, sector_size=_SECTOR_SIZE, keep=False, discard=False) as loop,
+            host.attach(new, sector_size=_SECTOR_SIZE, keep=False) as loop,
         ):
-            _format(host, loop.path, spec, thick=True)
+            _format(host, loop.path, spec, _mount_point(host, spec, run_dir), thick=True)
         host.rename(new, spec.target)
     except SyscallFailed as error:
         with suppress(DriverError):
@@ -150,7 +151,7 @@ def _open_device(host: Host, spec: PoolSpec, run_dir: str, held: ExitStack) -> s
                 f"pool {spec.name}: {spec.target} is not used: no known format is on it, but there is data at byte"
                 f" {offset}. If it may be lost: wipefs -a {spec.target} && blkdiscard -z {spec.target}"
             )
-        _format(host, device, spec, thick=False)
+        _format(host, device, spec, point, thick=False)
         signature = host.probe(device)
     if signature is None or signature.label != LABEL:
         what = f"{signature.type} (UUID {signature.uuid or 'none'})" if signature else "nothing, after it was formatted"
@@ -163,9 +164,19 @@ def _open_device(host: Host, spec: PoolSpec, run_dir: str, held: ExitStack) -> s
     return point
 
 
-def _format(host: Host, device: str, spec: PoolSpec, *, thick: bool) -> None:
-    options = _PROJECT_OPTIONS.get(spec.filesystem, ())
-    host.make_filesystem(device, spec.filesystem, uuid=str(uuid.uuid4()), label=LABEL, options=options, thick=thick)
+def _format(host: Host, device: str, spec: PoolSpec, point: str, *, thick: bool) -> None:
+    """Format what was found to be blank, and see that it can be mounted: a kernel may lack ext4's quota."""
+    choices = _OPTIONS.get(spec.filesystem, ((),))
+    for options in choices:
+        host.make_filesystem(device, spec.filesystem, uuid=str(uuid.uuid4()), label=LABEL, options=options, thick=thick)
+        try:
+            _mount(host, device, point, spec.filesystem)
+        except SyscallFailed:
+            if options == choices[-1]:
+                raise
+        else:
+            host.unmount(point)
+            return
 
 
 def _mount_point(host: Host, spec: PoolSpec, run_dir: str) -> str:

@@ -28,6 +28,7 @@ from csi_local.store.layout import NEW, Layout
 from csi_local.store.pool_store import PoolStore
 
 _log = logging.getLogger(__name__)
+_GONE = "its filesystem is no longer mounted"
 _NOTHING = Abilities(filesystem="")
 
 
@@ -41,6 +42,7 @@ class Pool:
         self.uuid = self.store.open(spec.kind)
         self.abilities = host.abilities(root)
         self.media = spec.media or host.media(root)
+        self._identity = host.stat(root)
         self._host = host
         self._guard = threading.Lock()
         self._weights: dict[VolumeId, Promises] = {}
@@ -138,9 +140,17 @@ class Pool:
             return self._host.project_usage(data, record.project)
         return self._host.subvolume_usage(data)
 
+    @property
+    def gone(self) -> bool:
+        """Whether something else is now where the pool was: its disk was unmounted, or another put over it."""
+        now = self._host.stat(self.root)
+        return now is None or self._identity is None or now.identity != self._identity.identity
+
     def view(self) -> PoolView:
         """The pool as placement sees it, now."""
         try:
+            if self.gone:
+                return absent(self.spec, _GONE)
             seen = self._host.room(self.root)
         except HostError as error:
             return absent(self.spec, f"it cannot be read: {error}")
@@ -209,6 +219,7 @@ class Pools:
 
     def retry(self) -> list[Pool]:
         """Try to open the pools that are not; return those that now are."""
+        self._let_go()
         opened = []
         for spec in self._specs:
             if spec.name not in self._missing:
@@ -274,6 +285,16 @@ class Pools:
                 return pool
         return None
 
+    def _let_go(self) -> None:
+        """Close the pools that are gone, so that they are opened again when they are back."""
+        for pool in self.all():
+            if pool.gone:
+                name = pool.spec.name
+                self._missing[name] = _GONE
+                self._open.pop(name, None)
+                if held := self._held.pop(name, None):
+                    held.close()
+
     def find(self, shown: str) -> tuple[Pool, VolumeId]:
         """The pool that has the volume with that id.
 
@@ -283,6 +304,8 @@ class Pools:
         """
         volume = known_id(shown)
         pool = self.locate(volume) if volume is not None else None
+        if pool is None:
+            self._let_go()
         if volume is not None and pool is not None:
             return pool, volume
         if volume is not None and self._missing:

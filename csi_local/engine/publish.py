@@ -1,5 +1,6 @@
 """A volume on its node: stage, publish, unpublish, unstage, and how full it is."""
 
+import errno
 import logging
 import threading
 import uuid
@@ -17,7 +18,7 @@ from csi_local.model.errors import (
     SyscallFailed,
     Unavailable,
 )
-from csi_local.model.mount_options import MountOptions, parse_mount_options
+from csi_local.model.mount_options import MountOptions
 from csi_local.model.observed import FileKind, Usage
 from csi_local.model.operations import Detach, Operation, RemoveTarget, Unmount
 from csi_local.model.quantity import Bytes
@@ -32,7 +33,7 @@ from csi_local.model.volume import (
 )
 from csi_local.plan import publishing, staging
 from csi_local.plan.publishing import Publication, PublishSeen
-from csi_local.plan.request import check_usable
+from csi_local.plan.request import check_usable, mount_options
 from csi_local.plan.staging import StagingSeen
 
 _log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Publisher:
         self._max_volumes = max_volumes
         self._guard = threading.Lock()
         self._staged: dict[VolumeId, Capability | None] = {}
-        self._published: dict[str, Publication] = {}
+        self._published: dict[VolumeId, dict[str, Publication]] = {}
 
     def count_staged(self) -> None:
         """See which volumes an earlier driver left staged."""
@@ -94,7 +95,7 @@ class Publisher:
             options = _options(record, capability)
             new_uuid = str(uuid.uuid4())
             operations = staging.stage(record, capability, options, path, pool.layout, seen, new_uuid)
-            self._run_mounting("stage", operations)
+            self._run_mounting("stage", operations, options)
         except BaseException:
             if not known:
                 self._staged.pop(record.id, None)
@@ -102,12 +103,12 @@ class Publisher:
         if self._staged[record.id] is None:
             self._staged[record.id] = capability
 
-    def _run_mounting(self, name: str, operations: tuple[Operation, ...]) -> None:
+    def _run_mounting(self, name: str, operations: tuple[Operation, ...], options: MountOptions) -> None:
         """Mount options that the kernel refuses are the request's fault."""
         try:
             self._executor.run(name, operations)
         except SyscallFailed as error:
-            if error.errno == 22 and str(error).startswith(("mount ", "bind-mount ")):  # noqa: PLR2004 (EINVAL)
+            if error.errno == errno.EINVAL and str(error).startswith("mount ") and (options.data or options.flags):
                 raise InvalidArgument(f"the kernel refuses these mount options: {error}") from error
             raise
 
@@ -197,8 +198,8 @@ class Publisher:
             seen = self._look_at_target(pool, record, staged, target, capability)
             options = _options(record, capability)
             operations = publishing.publish(record, wanted, options, paths, pool.layout, seen)
-            self._run_mounting("publish", operations)
-            self._published[target] = wanted
+            self._executor.run("publish", operations)
+            self._published.setdefault(volume, {})[target] = wanted
 
     def _ensure_staged(self, pool: Pool, record: VolumeRecord, path: str, capability: Capability) -> None:
         if record.block:
@@ -222,13 +223,15 @@ class Publisher:
                 writable = any(loop.device == at.special and not loop.read_only for loop in loops)
             else:
                 writable = "ro" not in self._host.mount_flags(target)
-            known = self._published.get(target)
+            known = self._published.get(record.id, {}).get(target)
             return PublishSeen(path=at, ours=True, writable=writable, published_as=known)
         others: tuple[str, ...] = ()
-        if capability.mode not in publishing.SHARED_MODES:
+        modes = {one.capability.mode for one in self._published.get(record.id, {}).values()} | {capability.mode}
+        exclusive = modes - publishing.SHARED_MODES
+        if exclusive:
             points = self._observer.mount_points(pool.layout, record.id)
             others = tuple(point for point in points if point not in (staged, target))
-        return PublishSeen(path=at, others=others)
+        return PublishSeen(path=at, others=others, exclusive=bool(exclusive))
 
     def unpublish(self, shown: str, target: str, patience_s: float) -> None:
         """Take a volume from a target and remove the target; no error where it is not there, or does not exist.
@@ -244,18 +247,24 @@ class Publisher:
             ours = self._observer.is_mounted_at(pool.layout, volume, target)
             at = self._host.stat(target)
             if at is None:
-                self._published.pop(target, None)
+                self._forget(volume, target)
                 return
             if at.mount_root and not ours:
                 raise FailedPrecondition(
                     f"something other than volume {volume} is mounted on {target}; it is left alone"
                 )
             self._executor.run("unpublish", (Unmount(path=target),) if ours else ())
-            self._published.pop(target, None)
+            self._forget(volume, target)
             if ours and self._observer.is_mounted_at(pool.layout, volume, target):
                 raise FailedPrecondition(f"volume {volume} is mounted on {target} more than once; try again")
             self._remove_target(target)
             self._detach_read_only(pool, volume)
+
+    def _forget(self, volume: VolumeId, target: str) -> None:
+        publications = self._published.get(volume, {})
+        publications.pop(target, None)
+        if not publications:
+            self._published.pop(volume, None)
 
     def _remove_target(self, target: str) -> None:
         at = self._host.stat(target)
@@ -308,10 +317,10 @@ class Publisher:
             used_inodes=room.inodes - room.free_inodes,
             free_inodes=room.free_inodes,
         )
-        return usage, record, self._mount_problem(path)
+        return usage, record, self._mount_problem(volume, path)
 
-    def _mount_problem(self, path: str) -> str:
-        known = self._published.get(path)
+    def _mount_problem(self, volume: VolumeId, path: str) -> str:
+        known = self._published.get(volume, {}).get(path)
         if known is not None and known.writable and "ro" in self._host.mount_flags(path):
             return "the filesystem has become read-only, which it does after errors; look at the kernel's log"
         return ""
@@ -320,4 +329,4 @@ class Publisher:
 def _options(record: VolumeRecord, capability: Capability) -> MountOptions:
     if not isinstance(capability.access, MountAccess):
         return MountOptions()
-    return parse_mount_options(capability.access.flags, record.filesystem)
+    return mount_options(capability.access, record.filesystem, record.allocation)

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 
 from csi_local.engine.pools import Pool, Pools
 from csi_local.host.api import Host
@@ -11,7 +12,10 @@ from csi_local.model.errors import DriverError
 from csi_local.store.layout import is_leftover
 
 _log = logging.getLogger(__name__)
-_ROUND_S = 30.0
+_ROUND_S = 60.0
+_SETTLE_AFTER_S = 0.5
+_SETTLE_TIMES = 3
+"""A btrfs frees a destroyed subvolume after one commit and its blocks after the next."""
 
 
 class Sweeper:
@@ -24,6 +28,7 @@ class Sweeper:
         self._changed = threading.Condition()
         self._working = False
         self._stopping = False
+        self._unsettled = 0
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
     def start(self) -> None:
@@ -46,12 +51,12 @@ class Sweeper:
             self._paths.append(path)
             self._changed.notify_all()
 
-    def finish(self, timeout_s: float) -> bool:
-        """Wait until all that was added is removed; False where there was nothing to wait for, or time ran out."""
+    def finish(self, timeout_s: float) -> None:
+        """Wait until all that was added is removed, its room is back and counted, or time runs out."""
         with self._changed:
-            if not self._paths and not self._working:
-                return False
-            return self._changed.wait_for(lambda: not self._paths and not self._working, timeout_s)
+            self._changed.wait_for(lambda: not self._paths and not self._working, timeout_s)
+        self._settle()
+        self._pools.sample()
 
     def _add_leftovers(self, pool: Pool) -> None:
         for path in pool.store.leftovers():
@@ -59,21 +64,30 @@ class Sweeper:
 
     def _run(self) -> None:
         next_round = time.monotonic()
-        while True:
+        while not self._stopping:
+            pause = min(_SETTLE_AFTER_S if self._unsettled else _ROUND_S, max(0.0, next_round - time.monotonic()))
             with self._changed:
-                self._changed.wait_for(lambda: self._stopping or self._paths, max(0.0, next_round - time.monotonic()))
-                if self._stopping:
-                    return
-                path = self._paths.popleft() if self._paths else None
+                woken = self._changed.wait_for(lambda: self._stopping or self._paths, pause)
+                path = self._paths.popleft() if self._paths and not self._stopping else None
                 self._working = path is not None
             if path is not None:
                 self._remove(path)
+                self._unsettled = _SETTLE_TIMES
                 with self._changed:
                     self._working = False
                     self._changed.notify_all()
-            if time.monotonic() >= next_round:
+            elif self._unsettled and not woken:
+                self._unsettled -= 1
+                self._settle()
+            if time.monotonic() >= next_round and not self._stopping:
                 self._round()
                 next_round = time.monotonic() + _ROUND_S
+
+    def _settle(self) -> None:
+        for pool in self._pools.all():
+            if pool.abilities.subvolumes:
+                with suppress(DriverError):
+                    self._host.settle(pool.root)
 
     def _remove(self, path: str) -> None:
         if not is_leftover(path.rpartition("/")[2]):

@@ -92,14 +92,16 @@ class Volumes:
             return VolumeView(id=volume, pool=pool.spec.name, record=record)
 
     def _make(self, request: VolumeRequest, volume: VolumeId) -> Pool:
-        record = new_record(request, now=int(self._clock()), project=0)
+        record = new_record(request, now=int(self._clock()))
         placement = self.explain(request, record.size)
-        if placement.pool is None and self._sweeper.finish(_SWEEP_WAIT_S):
+        if placement.pool is None and any(verdict.small for verdict in placement.verdicts):
+            self._sweeper.finish(_SWEEP_WAIT_S)
             placement = self.explain(request, record.size)
         if placement.pool is None:
             raise ResourceExhausted(f"no pool fits volume {request.name!r}: {placement.explain()}")
         pool = self._pools.get(placement.pool)
-        record = new_record(request, now=record.created, project=pool.free_project(volume))
+        project, sector_size = pool.free_project(volume), pool.abilities.sector_size
+        record = new_record(request, now=record.created, project=project, sector_size=sector_size)
         leftover = self._host.stat(pool.layout.new(volume)) is not None
         operations = life.create(record, pool.layout, pool.abilities, leftover=leftover)
         with pool.promising(record):
@@ -118,7 +120,7 @@ class Volumes:
         """Remove a volume; no error where it is not there.
 
         Raises:
-            FailedPrecondition: it is in use on this node.
+            FailedPrecondition: it is in use on this node, or its record is damaged.
             Unavailable: it may be in a pool that is missing.
         """
         volume = known_id(shown)
@@ -129,6 +131,7 @@ class Volumes:
                 pool, _ = self._pools.find(shown)
             except NotFound:
                 return
+            pool.store.load(volume)  # what cannot be believed is not removed either
             self._check_unused(pool, volume)
             trash = pool.store.unused_trash(volume)
             self._executor.run("delete", life.delete(pool.layout.volume(volume), trash))

@@ -5,6 +5,7 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 
 from csi_local.host import quota, syscalls
 from csi_local.host.files import LinuxFiles
@@ -15,7 +16,7 @@ from csi_local.model.quantity import MIB, Bytes
 
 _FICLONE = 0x40049409
 _PUNCH_HOLE = 0x02 | 0x01
-_PAGE = 4096
+_PAGE, _SECTOR = 4096, 512
 _TRIAL_PROJECT = 0x7FFF0000
 _MAGIC = {0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs", 0x01021994: "tmpfs", 0x794C7630: "overlay"}
 
@@ -33,7 +34,8 @@ def abilities(path: str) -> Abilities:
             filesystem=name,
             reflink=_tried(_reflink, place),
             discard=_tried(_punch, place),
-            direct_io=_tried(_direct, place),
+            direct_io=_tried(partial(_direct, _PAGE), place),
+            sector_size=_SECTOR if _tried(partial(_direct, _SECTOR), place) else _PAGE,
             preallocate=_tried(_preallocate, place),
             quota=support,
             subvolumes=subvolumes,
@@ -72,9 +74,9 @@ def _punch(place: str) -> None:
         syscalls.fallocate(fd, _PUNCH_HOLE, 0, _PAGE, "punch a hole")
 
 
-def _direct(place: str) -> None:
-    with opened(f"{place}/d", os.O_RDWR | os.O_CREAT | os.O_DIRECT) as fd, mmap.mmap(-1, _PAGE) as page:
-        os.write(fd, page)
+def _direct(size: int, place: str) -> None:
+    with opened(f"{place}/d{size}", os.O_RDWR | os.O_CREAT | os.O_DIRECT) as fd, mmap.mmap(-1, _PAGE) as page:
+        os.write(fd, memoryview(page)[:size])
 
 
 def _preallocate(place: str) -> None:

@@ -29,7 +29,7 @@ class Files(Protocol):
     def replace_file(self, path: str, data: bytes) -> None:
         """Write a file durably, or leave the old one: temporary file, fsync, rename, fsync of the directory."""
 
-    def list_dir(self, path: str) -> Sequence[str]:
+    def list_dir(self, path: str, *, directories_only: bool = False) -> Sequence[str]:
         """The names in a directory."""
 
     def make_dir(self, path: str, *, mode: int = 0o700, exist_ok: bool = False) -> None:
@@ -80,9 +80,11 @@ class Blocks(Protocol):
         """Make a file larger, never smaller; thick reserves blocks wherever it has none."""
 
     def attach(
-        self, path: str, *, sector_size: int, keep: bool, discard: bool, read_only: bool = False
+        self, path: str, *, sector_size: int, keep: bool, read_only: bool = False
     ) -> AbstractContextManager[LoopDevice]:
         """Attach a loop device to an image with direct I/O, held open until the context is left.
+
+        A *sector_size* of 0 lets the kernel choose.
 
         With *keep* it stays after that; without, it goes with its last user (LO_FLAGS_AUTOCLEAR).
         """
@@ -169,6 +171,9 @@ class Limits(Protocol):
 
     def limit_subvolume(self, path: str, size: Bytes) -> None:
         """Limit a btrfs subvolume."""
+
+    def settle(self, path: str) -> None:
+        """Let a btrfs give back at once what was removed from it; nothing elsewhere (BTRFS_IOC_SYNC)."""
 
     def subvolume_usage(self, path: str) -> Usage:
         """A subvolume's limit and use."""

@@ -55,10 +55,10 @@ class LinuxFiles:
             os.rename(temporary, path)
         self.sync_dir(os.path.dirname(path))
 
-    def list_dir(self, path: str) -> Sequence[str]:
+    def list_dir(self, path: str, *, directories_only: bool = False) -> Sequence[str]:
         """See ``Files.list_dir``."""
-        with failing_as(f"list {path}"):
-            return os.listdir(path)
+        with failing_as(f"list {path}"), os.scandir(path) as entries:
+            return [entry.name for entry in entries if not directories_only or entry.is_dir(follow_symlinks=False)]
 
     def make_dir(self, path: str, *, mode: int = 0o700, exist_ok: bool = False) -> None:
         """See ``Files.make_dir``."""

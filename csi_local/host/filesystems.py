@@ -48,12 +48,13 @@ def make_filesystem(
     device: str, filesystem: Filesystem, *, uuid: str, label: str, options: Sequence[str], thick: bool
 ) -> None:
     """Format *device* (mke2fs(8), mkfs.xfs(8), mkfs.btrfs(8)); without discarding where blocks are reserved."""
+    keep = ["-K"] if thick else []
     if filesystem is Filesystem.EXT4:
         argv = _ext4(uuid, options, thick=thick)
     elif filesystem is Filesystem.XFS:
-        argv = ["mkfs.xfs", "-q", "-f", "-m", f"uuid={uuid}", *(["-K"] if thick else []), *options]
+        argv = ["mkfs.xfs", "-q", "-f", "-s", f"size={_BLOCK}", "-m", f"uuid={uuid}", *keep, *options]
     else:
-        argv = ["mkfs.btrfs", "-q", "-f", "-U", uuid, *(["-K"] if thick else []), *options]
+        argv = ["mkfs.btrfs", "-q", "-f", "-U", uuid, *keep, *options]
     run([*argv, *(["-L", label] if label else []), device])
 
 

@@ -24,10 +24,10 @@ class LinuxBlocks:
         loop.resize_image(path, size, thick=thick)
 
     def attach(
-        self, path: str, *, sector_size: int, keep: bool, discard: bool, read_only: bool = False
+        self, path: str, *, sector_size: int, keep: bool, read_only: bool = False
     ) -> AbstractContextManager[LoopDevice]:
         """See ``Blocks.attach``."""
-        return loop.attach(path, sector_size=sector_size, keep=keep, discard=discard, read_only=read_only)
+        return loop.attach(path, sector_size=sector_size, keep=keep, read_only=read_only)
 
     def loops(self, path: str) -> Sequence[LoopDevice]:
         """See ``Blocks.loops``."""
@@ -133,6 +133,10 @@ class LinuxLimits:
     def limit_subvolume(self, path: str, size: Bytes) -> None:
         """See ``Limits.limit_subvolume``."""
         quota.limit_subvolume(path, size)
+
+    def settle(self, path: str) -> None:
+        """See ``Limits.settle``."""
+        quota.settle(path)
 
     def subvolume_usage(self, path: str) -> Usage:
         """See ``Limits.subvolume_usage``."""

@@ -20,7 +20,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # quota projects
 _FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
 _FSXATTR = struct.Struct("=5I8s")
-_PROJINHERIT = 0x200
+_PROJINHERIT, _EXTSIZE = 0x200, 0x800
 _PRJQUOTA = 2
 _Q_GETQUOTA, _Q_SETQUOTA, _Q_XGETQSTAT = 0x800007, 0x800008, 0x5805
 _DQBLK = struct.Struct("=8QI4x")
@@ -31,6 +31,7 @@ _PROJECT_ENFORCED = 1 << 5
 # btrfs
 _SUBVOL_CREATE_V2, _SNAP_DESTROY_V2 = 0x50009418, 0x5000943F
 _QUOTA_CTL, _QGROUP_LIMIT, _QGROUP_CREATE = 0xC0109428, 0x8030942B, 0x4010942A
+_SYNC = 0x9408
 _INO_LOOKUP, _FS_INFO, _DEV_INFO = 0xD0009412, 0x8400941F, 0xD000941E
 _VOL_ARGS_V2 = struct.Struct("=qQQ32s4040s")
 _QUOTA_ENABLE_FULL, _QUOTA_ENABLE_SIMPLE = 1, 4
@@ -50,6 +51,15 @@ def project_of(fd: int) -> int:
     except SyscallFailed:
         return 0
     return int(_FSXATTR.unpack(buffer)[3])
+
+
+def hint_extent_size(fd: int, size: int) -> None:
+    """Let an empty file be allocated in pieces of *size* bytes (xfs only; FS_XFLAG_EXTSIZE)."""
+    buffer = bytearray(_FSXATTR.size)
+    ioctl(fd, _FSGETXATTR, buffer, "read the extent size hint")
+    flags, _, extents, project, cow_extent, pad = _FSXATTR.unpack(buffer)
+    buffer = bytearray(_FSXATTR.pack(flags | _EXTSIZE, size, extents, project, cow_extent, pad))
+    ioctl(fd, _FSSETXATTR, buffer, "set the extent size hint")
 
 
 def limit_project(path: str, project: int, size: Bytes) -> None:
@@ -188,6 +198,12 @@ def enable_subvolume_limits(path: str) -> None:
                     raise
             else:
                 return
+
+
+def settle(path: str) -> None:
+    """Commit what was removed and wake the kernel's cleaner, which frees destroyed subvolumes."""
+    with opened(path, _DIRECTORY) as fd, suppress(SyscallFailed):
+        ioctl(fd, _SYNC, 0, f"settle {path}")
 
 
 def subvolume_usage(path: str) -> Usage:

@@ -114,12 +114,10 @@ class Attach(OnPath):
 
     Attributes:
         keep: it stays when nobody has it open (raw block); otherwise it goes with its last user.
-        discard: pass discards through to the image, which gives blocks back.
     """
 
     sector_size: int
     keep: bool
-    discard: bool
     read_only: bool = False
 
 

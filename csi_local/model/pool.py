@@ -81,7 +81,12 @@ class PoolSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Abilities:
-    """What a pool can do, found out by trying."""
+    """What a pool can do, found out by trying.
+
+    Attributes:
+        sector_size: the smallest direct I/O, in bytes, and so the logical block size of loop devices on it.
+        quota_reason: why it cannot limit directories, where it cannot.
+    """
 
     filesystem: str
     reflink: bool = False
@@ -89,6 +94,7 @@ class Abilities:
     subvolumes: bool = False
     discard: bool = False
     direct_io: bool = False
+    sector_size: int = 4096
     preallocate: bool = False
     quota_reason: str = ""
 
@@ -153,7 +159,7 @@ def pool_spec(name: str, kind: str, target: str, options: Mapping[str, str]) -> 
     if not _NAME.fullmatch(name):
         raise InvalidArgument(f"{where}: a pool's name is lower-case letters, digits and '-', at most 63")
     pool_kind = one_of(PoolKind, kind, f"{where}: kind")
-    if not target.startswith("/") or ".." in target.split("/"):
+    if not target.startswith("/") or ".." in target.split("/") or not target.isprintable():
         raise InvalidArgument(f"{where}: {target!r} must be an absolute path without '..'")
     unknown = sorted(set(options) - _KEYS[pool_kind])
     if unknown:

@@ -17,6 +17,7 @@ MAX_NAME = 128
 """Bytes in a volume name (CSI specification, "Size Limits")."""
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _DIGEST = re.compile(r"sha256-[0-9a-f]{40}")
 
 
@@ -177,12 +178,13 @@ def check_name(name: str) -> str:
     """*name*, where it can be a volume's name.
 
     Raises:
-        InvalidArgument: it is empty, too long, or holds control characters (CSI specification, CreateVolume).
+        InvalidArgument: it is empty, too long, or holds control characters other than white space
+            (CSI specification, CreateVolume).
     """
     if not name:
         raise InvalidArgument("the volume has no name")
     if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME:
         raise InvalidArgument(f"the volume's name is longer than {MAX_NAME} bytes")
-    if any(ord(char) < ord(" ") or ord(char) == 0x7F for char in name):  # noqa: PLR2004 (DEL)
+    if _CONTROL.search(name):
         raise InvalidArgument("the volume's name holds control characters")
     return name

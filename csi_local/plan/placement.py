@@ -17,9 +17,10 @@ from csi_local.plan.request import Shape
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What became of one pool."""
+    """What became of one pool; *small* says that only its room stood in the way."""
 
     pool: str
+    small: bool = False
     fits: bool
     taken: bool
     reason: str
@@ -54,7 +55,9 @@ def place(parameters: ClassParameters, shape: Shape, size: Bytes, pools: Iterabl
         rule = "the least room that is enough" if pack else "the most room"
         fits = f"taken: {room} free, {rule}" if taken else f"fits ({room} free), but another has {rule}"
         reason = reasons[view.name] or fits
-        verdicts.append(Verdict(pool=view.name, fits=not reasons[view.name], taken=taken, reason=reason))
+        small = bool(reasons[view.name]) and not unfit(parameters, shape, view)
+        verdict = Verdict(pool=view.name, small=small, fits=not reasons[view.name], taken=taken, reason=reason)
+        verdicts.append(verdict)
     return Placement(pool=chosen, verdicts=tuple(verdicts))
 
 

@@ -45,6 +45,7 @@ class PublishSeen:
         writable: where it is, whether it can be written.
         published_as: how, as far as this process remembers.
         others: the volume's other targets on this node.
+        exclusive: whether the mode asked for, or that of one of those, allows one target only.
     """
 
     path: FileInfo | None
@@ -52,6 +53,7 @@ class PublishSeen:
     writable: bool = True
     published_as: Publication | None = None
     others: tuple[str, ...] = ()
+    exclusive: bool = False
 
 
 def publish(
@@ -74,10 +76,10 @@ def publish(
         _check_same(wanted, seen, target)
         return ()
     made = _target(record, target, seen)
-    if seen.others and wanted.capability.mode not in SHARED_MODES:
+    if seen.others and seen.exclusive:
         raise FailedPrecondition(
-            f"volume {record.id} is published at {', '.join(seen.others)}, and access mode"
-            f" {wanted.capability.mode} allows one target"
+            f"volume {record.id} is published at {', '.join(seen.others)}; its access mode there, or"
+            f" {wanted.capability.mode} here, allows one target"
         )
     if record.block:
         attach = loopfile.attach(record, layout.image(record.id), read_only=not wanted.writable)

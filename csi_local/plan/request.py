@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from csi_local.backends.loopfile import SECTOR_SIZE
 from csi_local.model.errors import AlreadyExists, InvalidArgument
-from csi_local.model.mount_options import parse_mount_options
+from csi_local.model.mount_options import MountOptions, parse_mount_options
 from csi_local.model.parameters import ClassParameters, check_mkfs_options, parse_filesystem
 from csi_local.model.quantity import format_bytes
 from csi_local.model.volume import (
+    Allocation,
     BackendKind,
     Capability,
     CapacityRange,
@@ -68,7 +68,8 @@ def shape(parameters: ClassParameters, capabilities: tuple[Capability, ...]) -> 
         raise InvalidArgument("mkfsOptions make no sense for a directory volume; use backend: loopfile")
     if filesystem is not None and parameters.mkfs_options:
         check_mkfs_options(filesystem, parameters.mkfs_options)
-    _check_mount_options(capabilities, filesystem if backend is BackendKind.LOOPFILE else None)
+    on_device = filesystem if backend is BackendKind.LOOPFILE else None
+    _check_mount_options(capabilities, on_device, parameters.allocation)
     return Shape(backend=backend, block=block, filesystem=filesystem)
 
 
@@ -83,13 +84,27 @@ def _filesystem(
     return wanted.pop() if wanted else default
 
 
-def _check_mount_options(capabilities: tuple[Capability, ...], filesystem: Filesystem | None) -> None:
+def _check_mount_options(
+    capabilities: tuple[Capability, ...], filesystem: Filesystem | None, allocation: Allocation
+) -> None:
     for capability in capabilities:
         if isinstance(capability.access, MountAccess):
-            parse_mount_options(capability.access.flags, filesystem)
+            mount_options(capability.access, filesystem, allocation)
 
 
-def new_record(request: VolumeRequest, *, now: int, project: int) -> VolumeRecord:
+def mount_options(access: MountAccess, filesystem: Filesystem | None, allocation: Allocation) -> MountOptions:
+    """The mount options of a capability, for a filesystem on a loop device, or None for a directory.
+
+    Raises:
+        InvalidArgument: one is not allowed, or would undo the reservation of a thick volume's blocks.
+    """
+    options = parse_mount_options(access.flags, filesystem)
+    if allocation is Allocation.THICK and any(word.partition("=")[0] == "discard" for word in options.data):
+        raise InvalidArgument("mount option 'discard' would give reserved blocks back; use it with allocation: thin")
+    return options
+
+
+def new_record(request: VolumeRequest, *, now: int, project: int = 0, sector_size: int = 0) -> VolumeRecord:
     """The record of a volume that does not exist yet.
 
     Raises:
@@ -111,7 +126,7 @@ def new_record(request: VolumeRequest, *, now: int, project: int) -> VolumeRecor
         labels=dict(parameters.labels),
         mkfs_options=parameters.mkfs_options,
         project=0 if loopfile else project,
-        sector_size=SECTOR_SIZE if loopfile else 0,
+        sector_size=sector_size if loopfile else 0,
         created=now,
         format=FormatState.UNFORMATTED if loopfile and not wanted.block else FormatState.NONE,
     )
@@ -150,7 +165,7 @@ def unusable(record: VolumeRecord, capability: Capability) -> str:
         if record.filesystem is not None and fs_type and fs_type != record.filesystem:
             return f"the volume's filesystem is {record.filesystem}, not {fs_type}"
         try:
-            parse_mount_options(capability.access.flags, record.filesystem)
+            mount_options(capability.access, record.filesystem, record.allocation)
         except InvalidArgument as error:
             return str(error)
     return ""

@@ -14,12 +14,12 @@ GRANULE = 4096
 DEFAULT_SIZE = Bytes(GIB)
 """Where a request names none."""
 
-_SMALLEST = {Filesystem.EXT4: 16 * MIB, Filesystem.XFS: 300 * MIB, Filesystem.BTRFS: 128 * MIB}
+_SMALLEST = {Filesystem.EXT4: 16 * MIB, Filesystem.XFS: 300 * MIB, Filesystem.BTRFS: 256 * MIB}
 _SMALLEST_OTHER = MIB
 
 
 def smallest(backend: BackendKind, filesystem: Filesystem | None) -> Bytes:
-    """The smallest volume of that kind: what mkfs accepts (mkfs.xfs(8): 300 MiB; mkfs.btrfs(8): about 109 MiB)."""
+    """The smallest volume of that kind: what mkfs.xfs(8) makes (300 MiB), what btrfs can be resized to (256 MiB)."""
     if backend is BackendKind.LOOPFILE and filesystem is not None:
         return Bytes(_SMALLEST[filesystem])
     return Bytes(_SMALLEST_OTHER)
@@ -57,11 +57,11 @@ def grown(record: VolumeRecord, capacity: CapacityRange) -> Bytes:
     """
     if not capacity.required and not capacity.limit:
         raise InvalidArgument("capacity_range says no size")
+    if capacity.required < 0 or capacity.limit < 0:
+        raise InvalidArgument("a size cannot be negative")
     if capacity.limit and capacity.limit < record.size:
         raise OutOfRange(f"the volume has {record.size} bytes, more than the limit of {capacity.limit}")
     least = CapacityRange(required=max(capacity.required, record.size), limit=capacity.limit)
-    if capacity.required < 0 or capacity.limit < 0:
-        raise InvalidArgument("a size cannot be negative")
     return deliverable(least, Bytes(0))
 
 
@@ -92,8 +92,8 @@ class Promises:
 def rooms(spec: PoolSpec, seen: Room, promised: Promises) -> tuple[Bytes, Bytes]:
     """Room for another thick or directory volume, and for another thin one.
 
-    A thin volume weighs its size divided by ``overcommit``. What others put on a shared filesystem shows in the
-    free room; what directory volumes have been promised and not yet written does not, and is subtracted.
+    A thin volume weighs its size divided by ``overcommit``. What others put on a shared filesystem (``path``) shows
+    in the free room; what directory volumes have been promised and not yet written does not, and is subtracted.
     """
     thin_weight = promised.thin / spec.overcommit
     unwritten = max(0, promised.directories - promised.written)

@@ -21,12 +21,16 @@ from csi_local.model.operations import (
     MakeTargetDirectory,
     MountDevice,
     Operation,
+    ResizeImage,
     Unmount,
     WriteRecord,
 )
-from csi_local.model.quantity import Bytes
+from csi_local.model.quantity import MIB, Bytes
 from csi_local.model.volume import BackendKind, Capability, Filesystem, FormatState, VolumeRecord
 from csi_local.store.layout import Layout
+
+_SLACK = MIB
+"""How much smaller than its device a whole filesystem may be: an XFS leaves what is too small for a group."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +82,7 @@ def stage(
             BindMount(path=path, source=layout.data(record.id), flags=options.per_mount(read_only=False)),
         )
     attach = loopfile.attach(record, layout.image(record.id))
+    made = (*made, *_reserve(record, layout, seen))
     if record.block:
         return made if any(not loop.read_only for loop in seen.loops) else (*made, attach)
     if record.filesystem is None:
@@ -87,7 +92,7 @@ def stage(
         before, after = _format(record, layout, seen, new_uuid)
         return (*made, *before, attach, *after, mount)
     _check_filesystem(record, seen)
-    grow = seen.filesystem_size is not None and seen.filesystem_size + _slack(record.filesystem) < record.size
+    grow = seen.filesystem_size is not None and seen.filesystem_size + _SLACK < record.size
     if not grow or options.read_only:
         return (*made, attach, mount)
     if record.filesystem is Filesystem.EXT4:
@@ -120,9 +125,11 @@ def _check_bytes(record: VolumeRecord, layout: Layout, seen: StagingSeen) -> Non
         )
 
 
-def _slack(filesystem: Filesystem) -> int:
-    """How much smaller than its device a whole filesystem may be: an XFS leaves a piece too small for a group."""
-    return {Filesystem.XFS: 64 << 20, Filesystem.EXT4: 1 << 20, Filesystem.BTRFS: 1 << 20}[filesystem]
+def _reserve(record: VolumeRecord, layout: Layout, seen: StagingSeen) -> tuple[Operation, ...]:
+    """Reserve again what somebody discarded (fstrim(8), BLKDISCARD) since the volume was made."""
+    if not record.thick or seen.bytes_there is None or seen.bytes_there.allocated >= record.size:
+        return ()
+    return (ResizeImage(path=layout.image(record.id), size=record.size, thick=True),)
 
 
 def _data(record: VolumeRecord, options: MountOptions) -> tuple[str, ...]:

@@ -58,11 +58,12 @@ class Server:
             Unavailable: it cannot be made.
         """
         _clear(self._path)
+        Path(self._path).parent.mkdir(parents=True, exist_ok=True)
         before = os.umask(0o177)
         try:
             self._server.add_insecure_port(f"unix:{self._path}")
         except RuntimeError as error:
-            raise Unavailable(f"the socket {self._path} cannot be made: does its directory exist?") from error
+            raise Unavailable(f"the socket {self._path} cannot be made; the log has the reason") from error
         finally:
             os.umask(before)
         self._server.start()

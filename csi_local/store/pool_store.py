@@ -67,8 +67,8 @@ class PoolStore:
         self._host.replace_file(path, encode(record))
 
     def volumes(self) -> Iterator[VolumeId]:
-        """The ids of the volumes that exist, in no order; what has a name we never give is passed over."""
-        for name in self._host.list_dir(self.layout.volumes):
+        """The ids of the volumes that exist, in no order; what cannot be one of ours is passed over."""
+        for name in self._host.list_dir(self.layout.volumes, directories_only=True):
             volume = known_id(name)
             if volume is not None:
                 yield volume
