@@ -1,0 +1,1 @@
+"""csi-sanity, the conformance suite of the Container Storage Interface."""
