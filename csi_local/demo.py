@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from subprocess import Popen
 
 from tabulate import tabulate
 
@@ -44,7 +43,7 @@ class _Demo:
 
     root: Path
     host: LinuxHost = field(default_factory=LinuxHost)
-    process: Popen[bytes] | None = None
+    process: programs.Process | None = None
     client: Client | None = None
     filesystem: str = "xfs"
     rows: list[tuple[str, str, str]] = field(default_factory=list)

@@ -7,6 +7,7 @@ from csi_local.model.operations import (
     MakeSubvolume,
     OpenToPods,
     Operation,
+    SyncDirectory,
 )
 from csi_local.model.pool import Abilities, QuotaSupport
 from csi_local.model.quantity import Bytes
@@ -16,7 +17,7 @@ from csi_local.model.volume import QuotaMode, VolumeRecord
 def make(record: VolumeRecord, data: str, abilities: Abilities) -> tuple[Operation, ...]:
     """Make the directory *data*, limited while it is empty."""
     made: Operation = MakeSubvolume(path=data) if abilities.subvolumes else MakeDirectory(path=data)
-    return (made, OpenToPods(path=data), *limit(record, data, record.size, abilities))
+    return (made, OpenToPods(path=data), *limit(record, data, record.size, abilities), SyncDirectory(path=data))
 
 
 def limit(record: VolumeRecord, data: str, size: Bytes, abilities: Abilities) -> tuple[Operation, ...]:

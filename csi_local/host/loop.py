@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from csi_local.host import quota
-from csi_local.host.syscalls import fallocate, ioctl, opened, statx
+from csi_local.host.syscalls import failing_as, fallocate, ioctl, opened, statx
 from csi_local.model.errors import SyscallFailed
 from csi_local.model.observed import LoopDevice
 from csi_local.model.quantity import Bytes
@@ -53,13 +53,16 @@ def make_image(path: str, size: Bytes, *, thick: bool) -> None:
             with suppress(SyscallFailed):
                 quota.hint_extent_size(fd, _EXTENT_HINT)
         _resize(fd, path, size, thick=thick)
+        with failing_as(f"sync {path}"):
+            os.fsync(fd)
 
 
 def resize_image(path: str, size: Bytes, *, thick: bool) -> None:
     """Make a file larger, never smaller, and where thick reserve what it has no blocks for."""
     with opened(path, os.O_RDWR | os.O_NOFOLLOW) as fd:
         _resize(fd, path, size, thick=thick)
-        os.fsync(fd)
+        with failing_as(f"sync {path}"):
+            os.fsync(fd)
 
 
 def _resize(fd: int, path: str, size: Bytes, *, thick: bool) -> None:

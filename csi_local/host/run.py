@@ -23,6 +23,7 @@ _FIX = {
     "mkfs.btrfs": "btrfs-progs",
     "btrfs": "btrfs-progs",
 }
+Process = subprocess.Popen[bytes]
 PACKAGES = _FIX
 """The programs that may be run, and the Debian package each comes with."""
 
@@ -37,7 +38,7 @@ def find(program: str) -> str | None:
     return shutil.which(program, path=search_path())
 
 
-def start(argv: Sequence[str], log: str) -> subprocess.Popen[bytes]:
+def start(argv: Sequence[str], log: str) -> Process:
     """Start a program that goes on beside us, its output appended to the file *log*."""
     with open(log, "ab") as output:
         return subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
