@@ -125,6 +125,7 @@ def log_to_stderr(level: str, style: str) -> None:
         handler.setFormatter(_JsonLines())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # none of them is shown
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 
 

@@ -16,8 +16,10 @@ from csi_local.model.volume import QuotaMode, VolumeRecord
 
 def make(record: VolumeRecord, data: str, abilities: Abilities) -> tuple[Operation, ...]:
     """Make the directory *data*, limited while it is empty."""
-    made: Operation = MakeSubvolume(path=data) if abilities.subvolumes else MakeDirectory(path=data)
-    return (made, OpenToPods(path=data), *limit(record, data, record.size, abilities), SyncDirectory(path=data))
+    limits = limit(record, data, record.size, abilities)
+    if abilities.subvolumes:  # durable with the directory it is in: btrfs commits a new subvolume as a whole
+        return (MakeSubvolume(path=data), *limits)
+    return (MakeDirectory(path=data), OpenToPods(path=data), *limits, SyncDirectory(path=data))
 
 
 def limit(record: VolumeRecord, data: str, size: Bytes, abilities: Abilities) -> tuple[Operation, ...]:

@@ -48,7 +48,7 @@ class Sizes:
                 after = dataclasses.replace(record, size=size)
                 with pool.promising(after):
                     self._executor.run("expand", life.grow(record, after, pool.layout, pool.abilities))
-                _log.info("volume %s grew from %d to %d bytes", record.id, record.size, size)
+                _log.debug("volume %s grew from %d to %d bytes", record.id, record.size, size)
             return size, record.backend is BackendKind.LOOPFILE
 
     def expand_on_node(

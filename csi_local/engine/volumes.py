@@ -106,7 +106,7 @@ class Volumes:
         operations = life.create(record, pool.layout, pool.abilities, leftover=leftover)
         with pool.promising(record):
             self._executor.run("create", operations)
-        _log.info("created volume %s: %d bytes, %s in pool %s", volume, record.size, record.backend, pool.spec.name)
+        _log.debug("created volume %s: %d bytes, %s in pool %s", volume, record.size, record.backend, pool.spec.name)
         return pool
 
     def explain(self, request: VolumeRequest, size: Bytes | None = None) -> Placement:
@@ -137,7 +137,7 @@ class Volumes:
             self._executor.run("delete", life.delete(pool.layout.volume(volume), trash))
             pool.forget(volume)
             self._sweeper.add(trash)
-            _log.info("deleted volume %s from pool %s", volume, pool.spec.name)
+            _log.debug("deleted volume %s from pool %s", volume, pool.spec.name)
 
     def _check_unused(self, pool: Pool, volume: VolumeId) -> None:
         points = self._observer.mount_points(pool.layout, volume)

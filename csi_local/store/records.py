@@ -49,9 +49,9 @@ _PLAIN: Mapping[object, type] = {bool: bool, int: int, str: str}
 
 def encode(record: VolumeRecord) -> bytes:
     """The bytes of *record*."""
-    volume = {name: getattr(record, name) for name in _FIELDS}
-    document = {"layout": LAYOUT, "sha256": _checksum(volume), "volume": volume}
-    return json.dumps(document, indent=1, default=dict).encode() + b"\n"
+    canonical = _canonical({name: getattr(record, name) for name in _FIELDS})
+    checksum = hashlib.sha256(canonical).hexdigest().encode()
+    return b'{"layout":%d,"sha256":"%s","volume":%s}\n' % (LAYOUT, checksum, canonical)
 
 
 def decode(data: bytes, expected: VolumeId) -> VolumeRecord:
@@ -70,7 +70,7 @@ def decode(data: bytes, expected: VolumeId) -> VolumeRecord:
         raise _damaged(expected, "has the wrong shape")
     if layout > LAYOUT:
         raise _damaged(expected, f"has layout {layout}, newer than this version's {LAYOUT}: upgrade the driver")
-    if checksum != _checksum(volume):
+    if checksum != hashlib.sha256(_canonical(volume)).hexdigest():
         raise _damaged(expected, "does not match its checksum")
     while layout < LAYOUT:
         volume, layout = MIGRATIONS[layout](volume), layout + 1
@@ -93,9 +93,8 @@ def _record(volume: Fields, expected: VolumeId) -> VolumeRecord:
     return VolumeRecord(**values)
 
 
-def _checksum(volume: Fields) -> str:
-    canonical = json.dumps(volume, sort_keys=True, separators=(",", ":"), default=dict)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+def _canonical(volume: Fields) -> bytes:
+    return json.dumps(volume, sort_keys=True, separators=(",", ":"), default=dict).encode()
 
 
 def _damaged(volume: VolumeId, what: str) -> DamagedRecord:
