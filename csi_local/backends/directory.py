@@ -9,7 +9,7 @@ from csi_local.model.operations import (
     Operation,
     SyncDirectory,
 )
-from csi_local.model.pool import Abilities, QuotaSupport
+from csi_local.model.pool import Abilities
 from csi_local.model.quantity import Bytes
 from csi_local.model.volume import QuotaMode, VolumeRecord
 
@@ -17,7 +17,7 @@ from csi_local.model.volume import QuotaMode, VolumeRecord
 def make(record: VolumeRecord, data: str, abilities: Abilities) -> tuple[Operation, ...]:
     """Make the directory *data*, limited while it is empty."""
     limits = limit(record, data, record.size, abilities)
-    if abilities.subvolumes:  # durable with the directory it is in: btrfs commits a new subvolume as a whole
+    if abilities.btrfs:  # durable with the directory it is in: btrfs commits a new subvolume as a whole
         return (MakeSubvolume(path=data), *limits)
     return (MakeDirectory(path=data), OpenToPods(path=data), *limits, SyncDirectory(path=data))
 
@@ -26,6 +26,6 @@ def limit(record: VolumeRecord, data: str, size: Bytes, abilities: Abilities) ->
     """Let the filesystem enforce *size*; nothing for an advisory one."""
     if record.quota is QuotaMode.ADVISORY:
         return ()
-    if abilities.quota is QuotaSupport.QGROUP:
+    if abilities.btrfs:
         return (LimitSubvolume(path=data, size=size),)
     return (LimitProject(path=data, project=record.project, size=size),)

@@ -136,7 +136,7 @@ class Pool:
     def usage_of(self, record: VolumeRecord) -> Usage:
         """Limit and use of a directory volume that has a limit."""
         data = self.layout.data(record.id)
-        if record.backend is BackendKind.DIRECTORY and record.project and not self.abilities.subvolumes:
+        if record.backend is BackendKind.DIRECTORY and not self.abilities.btrfs:
             return self._host.project_usage(data, record.project)
         return self._host.subvolume_usage(data)
 
@@ -226,13 +226,13 @@ class Pools:
                 continue
             with ExitStack() as held:
                 try:
-                    root = self._open_pool(self._host, spec, self._run_dir, held)
+                    pool = self._adopt(spec, self._open_pool(self._host, spec, self._run_dir, held))
                 except (Unavailable, HostError) as error:
                     self._missing[spec.name] = str(error)
                     _log.error("pool %s: %s", spec.name, error)
                     continue
                 self._held[spec.name] = held.pop_all()
-            opened.append(self._adopt(spec, root))
+            opened.append(pool)
         return opened
 
     def _adopt(self, spec: PoolSpec, root: str) -> Pool:

@@ -4,6 +4,7 @@ import errno
 import logging
 import threading
 import uuid
+from contextlib import suppress
 
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
@@ -12,6 +13,7 @@ from csi_local.engine.pools import Pool, Pools
 from csi_local.host.api import Host
 from csi_local.model.errors import (
     FailedPrecondition,
+    HostError,
     InvalidArgument,
     NotFound,
     ResourceExhausted,
@@ -61,11 +63,12 @@ class Publisher:
         """See which volumes an earlier driver left staged."""
         backing = {loop.backing for loop in self._host.all_loops()}
         bound = {mount.root.partition("/volumes/")[2].partition("/")[0] for mount in self._host.mounts("/volumes/")}
-        for pool in self._pools.all():
-            for volume in pool.store.volumes() if backing or bound else ():
-                image = self._host.stat(pool.layout.image(volume))
-                if volume in bound or (image is not None and image.identity in backing):
-                    self._staged.setdefault(volume, None)
+        for pool in self._pools.all() if backing or bound else ():
+            with suppress(HostError):  # a disk that fails now is told of when it is used
+                for volume in pool.store.volumes():
+                    image = self._host.stat(pool.layout.image(volume))
+                    if volume in bound or (image is not None and image.identity in backing):
+                        self._staged.setdefault(volume, None)
 
     # --- staging
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from csi_local.engine.pools import Pool, Pools
 from csi_local.host.api import Host
 from csi_local.model.errors import DriverError
-from csi_local.store.layout import is_leftover
+from csi_local.store.layout import TRASH, is_leftover
 
 _log = logging.getLogger(__name__)
 _ROUND_S = 60.0
@@ -58,9 +58,10 @@ class Sweeper:
         self._settle()
         self._pools.sample()
 
-    def _add_leftovers(self, pool: Pool) -> None:
+    def _add_leftovers(self, pool: Pool, kind: str = "") -> None:
         for path in pool.store.leftovers():
-            self.add(path)
+            if path.rpartition("/")[2].startswith(kind):
+                self.add(path)
 
     def _run(self) -> None:
         next_round = time.monotonic()
@@ -85,7 +86,7 @@ class Sweeper:
 
     def _settle(self) -> None:
         for pool in self._pools.all():
-            if pool.abilities.subvolumes:
+            if pool.abilities.btrfs:
                 with suppress(DriverError):
                     self._host.settle(pool.root)
 
@@ -103,6 +104,8 @@ class Sweeper:
         try:
             for pool in self._pools.retry():
                 self._add_leftovers(pool)
+            for pool in self._pools.all():
+                self._add_leftovers(pool, TRASH)  # what could not be removed before
             self._pools.sample()
         except DriverError as error:
             _log.warning("looking after the pools: %s", error)

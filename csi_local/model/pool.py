@@ -98,6 +98,11 @@ class Abilities:
     preallocate: bool = False
     quota_reason: str = ""
 
+    @property
+    def btrfs(self) -> bool:
+        """Whether its directories are subvolumes; known even where nothing can be tried, on a full pool say."""
+        return self.filesystem == "btrfs"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolView:
