@@ -105,8 +105,11 @@ def _make_image(host: Host, spec: PoolSpec, run_dir: str) -> None:
     if host.stat(parent) is None:
         raise Unavailable(f"directory {parent} does not exist; make it first")
     new = spec.target + _PROVISIONAL
+    point = _mount_point(host, spec, run_dir)
     if host.stat(new) is not None:
         with host.lock(new):
+            if _is_mounted(host, new, point):  # a trial that was cut short
+                host.unmount(point)
             host.remove(new)
     try:
         host.make_image(new, spec.size, thick=spec.allocation is Allocation.THICK)
@@ -114,7 +117,7 @@ def _make_image(host: Host, spec: PoolSpec, run_dir: str) -> None:
             host.lock(new),
             host.attach(new, sector_size=_SECTOR_SIZE, keep=False) as loop,
         ):
-            _format(host, loop.path, spec, _mount_point(host, spec, run_dir), thick=True)
+            _format(host, loop.path, spec, point, thick=True)
         host.rename(new, spec.target)
     except SyscallFailed as error:
         with suppress(DriverError):

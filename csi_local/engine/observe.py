@@ -36,7 +36,9 @@ class Observer:
         if data is not None:
             inside = f"/volumes/{volume}/data"
             for mount in self._host.mounts(inside):
-                if mount.root.endswith(inside) or f"{inside}/" in mount.root:
+                if mount.point.startswith(f"{layout.data(volume)}/"):  # something of a pod's, mounted in it
+                    points.append(mount.point)
+                elif mount.root.endswith(inside) or f"{inside}/" in mount.root:
                     at = self._host.stat(mount.point)
                     if at is not None and at.device == data.device:
                         points.append(mount.point)

@@ -94,6 +94,9 @@ class Pool:
         try:
             yield
         except BaseException:
+            if before is None and self.store.exists(record.id):  # it failed after the commit
+                self._keep(record)
+                raise
             with self._guard:
                 self._replace(record.id, before)
             raise

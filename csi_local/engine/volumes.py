@@ -134,9 +134,12 @@ class Volumes:
             pool.store.load(volume)  # what cannot be believed is not removed either
             self._check_unused(pool, volume)
             trash = pool.store.unused_trash(volume)
-            self._executor.run("delete", life.delete(pool.layout.volume(volume), trash))
-            pool.forget(volume)
-            self._sweeper.add(trash)
+            try:
+                self._executor.run("delete", life.delete(pool.layout.volume(volume), trash))
+            finally:
+                if not pool.store.exists(volume):  # also where it failed after the commit
+                    pool.forget(volume)
+                    self._sweeper.add(trash)
             _log.debug("deleted volume %s from pool %s", volume, pool.spec.name)
 
     def _check_unused(self, pool: Pool, volume: VolumeId) -> None:

@@ -2,13 +2,14 @@
 
 import errno
 import fcntl
+import itertools
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from csi_local.host import quota, syscalls
+from csi_local.host.mounts import mounts
 from csi_local.host.syscalls import failing_as, opened
 from csi_local.model.errors import Busy, SyscallFailed
 from csi_local.model.observed import FileInfo, FileKind, Room
@@ -95,14 +96,11 @@ class LinuxFiles:
         if info.kind is not FileKind.DIRECTORY:
             self.remove(path)
             return
-        if info.mount_root:
+        if info.mount_root or any(mount.point.startswith(f"{path}/") for mount in mounts(os.path.basename(path))):
             raise SyscallFailed(f"remove {path}", errno.EBUSY)
-        for name in self.list_dir(path):
-            inner = self.stat(f"{path}/{name}")
-            if inner is not None and inner.kind is FileKind.DIRECTORY:
-                quota.remove_limited_directory(f"{path}/{name}", _remove_directory)
-        with failing_as(f"remove {path}"):
-            shutil.rmtree(path)
+        for name in self.list_dir(path, directories_only=True):
+            quota.remove_limited_directory(f"{path}/{name}", remove_directory)
+        remove_directory(path)
 
     def rename(self, source: str, target: str) -> None:
         """See ``Files.rename``."""
@@ -158,9 +156,42 @@ def _write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _remove_directory(path: str) -> None:
+def remove_directory(path: str) -> None:
+    """Remove a directory and all that is in it, however deep it is: directories in directories are moved up first."""
     with failing_as(f"remove {path}"):
-        shutil.rmtree(path)
+        with opened(path, _DIRECTORY) as top:
+            numbers = itertools.count()
+            while names := os.listdir(top):
+                for name in names:
+                    _empty_or_unlink(top, name, numbers)
+        os.rmdir(path)
+
+
+def _empty_or_unlink(top: int, name: str, numbers: Iterator[int]) -> None:
+    try:
+        os.unlink(name, dir_fd=top)
+    except IsADirectoryError:
+        inner = os.open(name, _DIRECTORY, dir_fd=top)
+        try:
+            for entry in os.listdir(inner):
+                _move_up_or_unlink(inner, entry, top, numbers)
+        finally:
+            os.close(inner)
+        os.rmdir(name, dir_fd=top)
+
+
+def _move_up_or_unlink(inner: int, entry: str, top: int, numbers: Iterator[int]) -> None:
+    try:
+        os.unlink(entry, dir_fd=inner)
+    except IsADirectoryError:
+        while True:
+            try:
+                os.rename(entry, f".up-{next(numbers)}", src_dir_fd=inner, dst_dir_fd=top)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+            else:
+                return
 
 
 def _give(inside: int, name: str, group: int) -> None:

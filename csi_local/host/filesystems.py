@@ -54,6 +54,8 @@ def make_filesystem(
     elif filesystem is Filesystem.XFS:
         argv = ["mkfs.xfs", "-q", "-f", "-s", f"size={_BLOCK}", "-m", f"uuid={uuid}", *keep, *options]
     else:
+        if probe(device) is not None:  # left by an interrupted run: mkfs.btrfs refuses a UUID that it finds anywhere
+            run(["wipefs", "-a", device])
         argv = ["mkfs.btrfs", "-q", "-f", "-U", uuid, *keep, *options]
     run([*argv, *(["-L", label] if label else []), device])
 

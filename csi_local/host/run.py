@@ -15,6 +15,7 @@ _SHOWN = 600
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _FIX = {
     "blkid": "util-linux",
+    "wipefs": "util-linux",
     "mkfs.ext4": "e2fsprogs",
     "e2fsck": "e2fsprogs",
     "resize2fs": "e2fsprogs",

@@ -73,7 +73,7 @@ def stage(
     if seen.ours:
         if seen.staged_as is not None and seen.staged_as.access != capability.access:
             raise AlreadyExists(f"volume {record.id} is staged at {path} with other mount options")
-        return ()
+        return _finish_growing(record, options, path)
     made = _staging_directory(path, seen)
     _check_bytes(record, layout, seen)
     if record.backend is BackendKind.DIRECTORY:
@@ -123,6 +123,13 @@ def _check_bytes(record: VolumeRecord, layout: Layout, seen: StagingSeen) -> Non
             f"volume {record.id}: its image has {there.size} bytes instead of {record.size}; it was cut short,"
             " nothing has been changed"
         )
+
+
+def _finish_growing(record: VolumeRecord, options: MountOptions, path: str) -> tuple[Operation, ...]:
+    """An earlier staging may have been cut short between mounting and growing."""
+    if record.filesystem in (Filesystem.XFS, Filesystem.BTRFS) and not options.read_only:
+        return (GrowMounted(path=path, filesystem=record.filesystem),)
+    return ()
 
 
 def _reserve(record: VolumeRecord, layout: Layout, seen: StagingSeen) -> tuple[Operation, ...]:
