@@ -136,11 +136,16 @@ class Volumes:
             trash = pool.store.unused_trash(volume)
             try:
                 self._executor.run("delete", life.delete(pool.layout.volume(volume), trash))
-            finally:
-                if not pool.store.exists(volume):  # also where it failed after the commit
-                    pool.forget(volume)
-                    self._sweeper.add(trash)
+            except Exception:
+                if not pool.store.exists(volume):  # it failed after the commit
+                    self._forget(pool, volume, trash)
+                raise
+            self._forget(pool, volume, trash)
             _log.debug("deleted volume %s from pool %s", volume, pool.spec.name)
+
+    def _forget(self, pool: Pool, volume: VolumeId, trash: str) -> None:
+        pool.forget(volume)
+        self._sweeper.add(trash)
 
     def _check_unused(self, pool: Pool, volume: VolumeId) -> None:
         points = self._observer.mount_points(pool.layout, volume)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from csi_local.host import quota, syscalls
-from csi_local.host.mounts import mounts
+from csi_local.host.mounts import mounts_below
 from csi_local.host.syscalls import failing_as, opened
 from csi_local.model.errors import Busy, SyscallFailed
 from csi_local.model.observed import FileInfo, FileKind, Room
@@ -96,7 +96,7 @@ class LinuxFiles:
         if info.kind is not FileKind.DIRECTORY:
             self.remove(path)
             return
-        if info.mount_root or any(mount.point.startswith(f"{path}/") for mount in mounts(os.path.basename(path))):
+        if info.mount_root or mounts_below(path):
             raise SyscallFailed(f"remove {path}", errno.EBUSY)
         for name in self.list_dir(path, directories_only=True):
             quota.remove_limited_directory(f"{path}/{name}", remove_directory)
@@ -161,10 +161,19 @@ def remove_directory(path: str) -> None:
     with failing_as(f"remove {path}"):
         with opened(path, _DIRECTORY) as top:
             numbers = itertools.count()
-            while names := os.listdir(top):
+            while names := _names(top):
                 for name in names:
                     _empty_or_unlink(top, name, numbers)
         os.rmdir(path)
+
+
+def _names(directory: int) -> list[str]:
+    """Opened anew each time: an open directory of a btrfs does not list what was put into it since."""
+    fd = os.open(".", _DIRECTORY, dir_fd=directory)
+    try:
+        return os.listdir(fd)
+    finally:
+        os.close(fd)
 
 
 def _empty_or_unlink(top: int, name: str, numbers: Iterator[int]) -> None:
@@ -173,7 +182,7 @@ def _empty_or_unlink(top: int, name: str, numbers: Iterator[int]) -> None:
     except IsADirectoryError:
         inner = os.open(name, _DIRECTORY, dir_fd=top)
         try:
-            for entry in os.listdir(inner):
+            for entry in _names(inner):
                 _move_up_or_unlink(inner, entry, top, numbers)
         finally:
             os.close(inner)

@@ -38,6 +38,7 @@ _STATVFS = {
     2048: "nodiratime",
     4096: "relatime",
 }
+_ESCAPED = re.compile(r"[ \t\n\\#]")
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _BUSY_FOR_S = 1.0
 
@@ -107,6 +108,13 @@ def mounts(containing: str = "") -> Sequence[Mount]:
     if needle not in text:
         return []
     return [_parse(os.fsdecode(line)) for line in text.splitlines() if needle in line]
+
+
+def mounts_below(path: str) -> Sequence[Mount]:
+    """The mounts on anything inside a directory, by whatever name it is called."""
+    real = os.path.realpath(path)
+    last = _ESCAPED.sub(lambda match: f"\\{ord(match.group()):03o}", os.path.basename(real))
+    return [mount for mount in mounts(last) if mount.point.startswith(f"{real}/")]
 
 
 def _parse(line: str) -> Mount:

@@ -33,9 +33,16 @@ Fields = dict[str, Any]
 MIGRATIONS: Mapping[int, Callable[[Fields], Fields]] = {}
 """From each older layout version to the next; a change of layout adds one."""
 
+
+def _whole(number: object) -> Bytes:
+    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+        raise ValueError(number)
+    return Bytes(number)
+
+
 _READERS: Mapping[str, Callable[[Any], object]] = {
     "id": VolumeId,
-    "size": Bytes,
+    "size": _whole,
     "backend": BackendKind,
     "filesystem": lambda text: Filesystem(text) if text else None,
     "allocation": Allocation,
