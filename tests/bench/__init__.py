@@ -1,0 +1,1 @@
+"""Measurements of the driver, never judgements: `make bench`."""

@@ -1,0 +1,81 @@
+"""`make bench`: measure the driver on this machine. Needs root; takes about half an hour, or minutes with --quick.
+
+Nothing here passes or fails: numbers of a shared machine are to be read beside what was measured in the same run.
+docs/reference/benchmarks.md says what each row means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.bench import disks, lifecycles, neighbours, population, report
+from tests.bench.fio import interruptible
+from tests.bench.workers import workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tests.bench.workers import Workers
+
+PARTS: dict[str, Callable[[Workers, bool], Any]] = {
+    "lifecycles": lambda load, quick: lifecycles.measure(load, lifecycles.QUICK if quick else lifecycles.FULL),
+    "population": lambda load, quick: population.measure(load, population.QUICK if quick else population.FULL),
+    "neighbours": lambda _load, quick: neighbours.measure(neighbours.QUICK if quick else neighbours.FULL),
+    "fio": lambda _load, quick: disks.measure(disks.QUICK if quick else disks.FULL),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure the parts asked for, print a table after each, and write everything as JSON."""
+    arguments = _parse(argv)
+    document: dict[str, Any] = {"machine": machine(), "quick": arguments.quick, "load": {}, "parts": {}}
+    with interruptible(), workers() as load:
+        for part in arguments.parts or PARTS:
+            began = time.monotonic()
+            print(f"{part} …", flush=True)
+            document["parts"][part] = PARTS[part](load, arguments.quick)
+            document["load"][part] = round(os.getloadavg()[1], 1)
+            arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+            print(report.tables(part, document["parts"][part]))
+            took, load_average = time.monotonic() - began, document["load"][part]
+            print(f"{part} took {took:.0f} s; {load_average} processes were running or waiting\n", flush=True)
+    print(f"written to {arguments.json}")
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    with Path("/proc/meminfo").open(encoding="ascii") as file:
+        memory_kib = int(file.readline().split()[1])
+    return {
+        "kernel": platform.release(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "memory_gib": round(memory_kib / (1 << 20), 1),
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)}; all of them if none")
+    parser.add_argument("--quick", action="store_true", help="fewer, shorter rounds: a look, not a measurement")
+    parser.add_argument("--json", type=Path, default=Path("bench.json"), metavar="FILE", help="default: bench.json")
+    arguments = parser.parse_args(argv)
+    if unknown := sorted(set(arguments.parts) - set(PARTS)):
+        parser.error(f"there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    if os.geteuid() != 0:
+        parser.error("it mounts filesystems: run it as root")
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""One suite for every implementation of `csi_local.host.api.Host`."""

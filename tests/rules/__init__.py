@@ -1,0 +1,1 @@
+"""Black-box tests of the rules that csi-sanity does not test."""

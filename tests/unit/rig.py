@@ -1,0 +1,148 @@
+"""The engine over a machine in memory: wired as `csi_local.app` does it, but that nothing runs in the background."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from csi_local.engine.execute import Executor
+from csi_local.engine.locks import KeyedLocks
+from csi_local.engine.pools import Pool, Pools
+from csi_local.engine.publish import Publisher
+from csi_local.engine.sizes import Sizes
+from csi_local.engine.sweeper import Sweeper
+from csi_local.engine.volumes import Volumes
+from csi_local.model.errors import DriverError
+from csi_local.model.parameters import parse_parameters
+from csi_local.model.pool import parse_pool
+from csi_local.model.volume import (
+    AccessMode,
+    BlockAccess,
+    Capability,
+    CapacityRange,
+    MountAccess,
+)
+from csi_local.plan.request import VolumeRequest
+from tests.fake.calls import Crash
+from tests.fake.host import new_host
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tests.fake.host import FakeHost
+
+PATIENCE_S = 1.0
+RUN_DIR = "/run/csi-local"
+POOLS = ("dirs=image:/pools/dirs.img,size=4Gi,fs=btrfs", "loops=image:/pools/loops.img,size=4Gi")
+
+
+class InlineSweeper(Sweeper):
+    """Removes when it is told to, on the caller's thread."""
+
+    def start(self) -> None:
+        """See what an earlier driver left."""
+        for pool in self._pools.all():
+            self._add_leftovers(pool)
+
+    def drain(self) -> None:
+        """Remove all that waits for it."""
+        while self._paths:
+            self._remove(self._paths.popleft())
+
+    def finish(self, timeout_s: float) -> None:
+        """As `Sweeper.finish`, without waiting."""
+        self.drain()
+        super().finish(timeout_s)
+
+
+class Rig:
+    """A machine, and the driver on it, which can be killed and started again."""
+
+    def __init__(self, *pools: str, host: FakeHost | None = None) -> None:
+        self.host = host or new_host()
+        self.specs = [parse_pool(pool) for pool in pools or POOLS]
+        for path in ("/pools", "/kubelet"):
+            self.host.make_dirs(path)
+        self.points: list[str] = []
+        self._fatal = 0
+
+    def start(self) -> None:
+        """Start a driver: everything it knows, it knows from the machine."""
+        self.pools = Pools(self.host, self.specs, RUN_DIR)
+        self.sweeper = InlineSweeper(self.host, self.pools)
+        locks, executor = KeyedLocks(), Executor(self.host, self._pass)
+        self.volumes = Volumes(self.host, self.pools, executor, locks, self.sweeper)
+        self.sizes = Sizes(self.host, self.pools, executor, locks)
+        self.publisher = Publisher(self.host, self.pools, executor, locks, 1000)
+        self.pools.open()
+        self.publisher.count_staged()
+        self.sweeper.start()
+
+    def _pass(self, name: str) -> None:
+        self.points.append(name)
+        self._fatal -= 1
+        if self._fatal == 0:
+            self.host.freeze()
+            raise Crash(name)
+
+    def die_at_point(self, number: int) -> None:
+        """Let the process die at the n-th crash point from now on."""
+        self._fatal = number
+
+    def calm(self) -> None:
+        """Forget what was planned and has not happened."""
+        self._fatal = 0
+        self.host.calm()
+
+    def crash(self) -> None:
+        """Do away with the process, and start another."""
+        self.calm()
+        self.host.crash()
+        self.start()
+
+    def reboot(self) -> None:
+        """Do away with the machine's memory, and start the driver again."""
+        self.calm()
+        self.host.reboot()
+        self.start()
+
+    def acknowledged(self, action: Callable[[], object]) -> bool:
+        """Whether *action* comes to its end; a crash is followed by a new start, an error must be a planned one."""
+        planned = self.host.planned
+        try:
+            action()
+        except Crash:
+            self.crash()
+            return False
+        except DriverError:
+            happened = planned > self.host.planned
+            if not happened:
+                raise
+            return False
+        finally:
+            self.calm()
+        return True
+
+    def pool_of(self, volume: str) -> Pool:
+        """Return the pool that has a volume."""
+        return self.pools.find(volume)[0]
+
+    def filesystem_of(self, pool: Pool) -> object:
+        """Return the filesystem of a pool, as the machine has it."""
+        return self.host.walk(pool.root, "test").mount.filesystem
+
+
+def capability(*, block: bool = False, mode: AccessMode = AccessMode.SINGLE_NODE_MULTI_WRITER) -> Capability:
+    """Say how a volume is to be used."""
+    return Capability(access=BlockAccess() if block else MountAccess(), mode=mode)
+
+
+def request(
+    name: str, size: int, parameters: Mapping[str, str], *, block: bool = False, limit: int = 0
+) -> VolumeRequest:
+    """Ask for a volume."""
+    return VolumeRequest(
+        name=name,
+        capacity=CapacityRange(required=size, limit=limit),
+        capabilities=(capability(block=block),),
+        parameters=parse_parameters(parameters),
+    )

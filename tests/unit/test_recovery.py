@@ -1,0 +1,244 @@
+"""What the engine does after one crash or error at a given place; the machine beside this does it at random."""
+
+from __future__ import annotations
+
+import errno
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+
+from csi_local.model.errors import DriverError, FailedPrecondition
+from csi_local.model.quantity import MIB
+from csi_local.model.volume import CapacityRange, Filesystem, FormatState
+from tests.fake.calls import Crash
+from tests.fake.host import new_host
+from tests.fake.tree import FakeFilesystem
+from tests.unit.rig import PATIENCE_S, Rig, capability, request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from csi_local.model.volume import VolumeRecord
+
+FS_TYPE = "csi.storage.k8s.io/fstype"
+STAGING = "/kubelet/staging"
+
+MOMENTS = range(1, 200)
+CALLS = range(1, 40)
+
+
+def rig(*pools: str) -> Rig:
+    """Start a driver."""
+    made = Rig(*pools)
+    made.start()
+    made.host.make_dirs(STAGING)
+    return made
+
+
+def create(driver: Rig, fs: str, size: int = 64 * MIB, name: str = "data") -> str:
+    """Create a volume with that filesystem."""
+    return driver.volumes.create(request(name, size, {FS_TYPE: fs}), PATIENCE_S).id
+
+
+def stage(driver: Rig, volume: str) -> None:
+    """Stage a volume."""
+    driver.publisher.stage(volume, STAGING, capability(), PATIENCE_S)
+
+
+def record(driver: Rig, volume: str) -> VolumeRecord:
+    """Return a volume's record."""
+    found = driver.volumes.get(volume).record
+    assert found is not None
+    return found
+
+
+def grow(driver: Rig, volume: str, size: int) -> None:
+    """Grow a volume that is not staged."""
+    driver.sizes.expand(volume, CapacityRange(required=size), None, PATIENCE_S)
+
+
+class TestPools:
+    """A pool whose making was cut short is made by the next start, without help."""
+
+    @pytest.mark.parametrize("fs", ["xfs", "btrfs", "ext4"])
+    @pytest.mark.parametrize("project_quota", [True, False])
+    def test_image(self, fs: str, *, project_quota: bool) -> None:
+        self.every_crash(f"pool=image:/pools/pool.img,size=1Gi,fs={fs}", project_quota=project_quota)
+
+    @pytest.mark.parametrize("fs", ["xfs", "btrfs", "ext4"])
+    @pytest.mark.parametrize("project_quota", [True, False])
+    def test_device(self, fs: str, *, project_quota: bool) -> None:
+        self.every_crash(f"pool=device:/dev/disk1,fs={fs}", project_quota=project_quota)
+
+    def test_path(self) -> None:
+        self.every_crash("pool=path:/pools", project_quota=False)
+
+    def every_crash(self, pool: str, *, project_quota: bool) -> None:
+        """Cut the making short at every moment there is; report all that are not survived."""
+        broken = []
+        for moment in MOMENTS:
+            host = new_host()
+            host.project_quota = project_quota
+            host.plug_in("/dev/disk1", 1 << 30)
+            driver = Rig(pool, host=host)
+            host.die(moment)
+            try:
+                driver.start()
+            except Crash as crash:
+                if "device:" in pool and "make_filesystem" in str(crash):
+                    continue  # half a filesystem on a disk is for a person to look at
+                try:
+                    driver.crash()
+                    driver.volumes.create(request("data", MIB, {}, block=True), PATIENCE_S)
+                except DriverError as error:
+                    broken.append(f"moment {moment} ({crash}): {error}")
+            else:
+                break
+        assert not broken, "\n".join(broken)
+
+    def test_an_error_while_it_is_adopted_again(self) -> None:
+        """What fails while a missing pool is opened again is tried once more, and must not be in its own way."""
+        driver = rig("other=image:/pools/other.img,size=1Gi", "pool=path:/later")
+        assert not driver.pools.ready
+        driver.host.make_dirs("/later")
+        driver.host.fail("abilities", errno.EIO)
+        assert driver.pools.retry() == []
+        driver.pools.retry()
+        assert driver.pools.ready
+
+
+class TestFormatting:
+    """A volume is formatted once, however often that takes."""
+
+    @pytest.mark.parametrize("fs", ["ext4", "xfs", "btrfs"])
+    def test_cut_short(self, fs: str) -> None:
+        for moment in MOMENTS:
+            driver = rig()
+            volume = create(driver, fs, 320 * MIB)
+            driver.host.die(moment)
+            if driver.acknowledged(partial(stage, driver, volume)):
+                break
+            stage(driver, volume)
+            assert record(driver, volume).format is FormatState.FORMATTED
+
+    @pytest.mark.parametrize("fs", ["ext4", "xfs", "btrfs"])
+    def test_its_record_cannot_be_written_afterwards(self, fs: str) -> None:
+        driver = rig()
+        volume = create(driver, fs, 320 * MIB)
+        driver.host.fail("replace_file", errno.EIO, nth=2)
+        with pytest.raises(DriverError):
+            stage(driver, volume)
+        stage(driver, volume)
+
+    def test_what_somebody_put_on_a_new_volume_is_left_alone(self) -> None:
+        driver = rig()
+        volume = create(driver, "ext4")
+        image = driver.pool_of(volume).layout.image(record(driver, volume).id)
+        made: dict[str, Any] = {"uuid": str(uuid4()), "label": "", "options": (), "thick": True}
+        with driver.host.attach(image, sector_size=0, keep=False) as loop:
+            driver.host.make_filesystem(loop.path, Filesystem.EXT4, **made)
+        with pytest.raises(FailedPrecondition, match="never formatted"):
+            stage(driver, volume)
+        signature = driver.host.probe(image)
+        assert signature is not None
+        assert signature.uuid == made["uuid"]
+
+    @pytest.mark.parametrize("now", ["nothing", "something else"])
+    def test_a_formatted_volume_that_looks_blank_is_never_formatted(self, now: str) -> None:
+        driver = rig()
+        volume = create(driver, "ext4")
+        stage(driver, volume)
+        driver.publisher.unstage(volume, STAGING, PATIENCE_S)
+        image = driver.pool_of(volume).layout.image(record(driver, volume).id)
+        node = driver.host.walk(image, "test").node
+        node.held = None if now == "nothing" else FakeFilesystem("xfs", "another")
+        for _ in range(2):
+            with pytest.raises(FailedPrecondition, match="left as it is"):
+                stage(driver, volume)
+            driver.crash()
+        assert driver.host.counts["make_filesystem"] == 3, "two pools and one volume"
+
+
+class TestGrowth:
+    """A filesystem has its volume's size once it is staged."""
+
+    @pytest.mark.parametrize(("fs", "size"), [("ext4", 64), ("xfs", 320), ("btrfs", 256)])
+    def test_cut_short_while_it_is_staged(self, fs: str, size: int) -> None:
+        for moment in MOMENTS:
+            driver = rig()
+            volume = create(driver, fs, size * MIB)
+            stage(driver, volume)
+            driver.publisher.unstage(volume, STAGING, PATIENCE_S)
+            grow(driver, volume, 2 * size * MIB)
+            driver.host.die(moment)
+            done = driver.acknowledged(partial(stage, driver, volume))
+            if not done:
+                stage(driver, volume)
+            grown = driver.host.walk(STAGING, "test").mount.filesystem.grown
+            assert grown == 2 * size * MIB, f"moment {moment}"
+            if done:
+                break
+
+    @pytest.mark.parametrize(("fs", "before", "after"), [("ext4", 16, 32), ("xfs", 300, 400), ("btrfs", 128, 200)])
+    def test_of_the_smallest(self, fs: str, before: int, after: int) -> None:
+        """Growing a volume must not make it unusable: the kernel resizes no btrfs to less than 256 MiB."""
+        driver = rig()
+        volume = create(driver, fs, before * MIB)
+        stage(driver, volume)
+        driver.publisher.unstage(volume, STAGING, PATIENCE_S)
+        grow(driver, volume, max(after * MIB, record(driver, volume).size))
+        stage(driver, volume)
+
+
+class TestAccounts:
+    """Room is counted right even where a call does its work and then fails."""
+
+    def promised(self, driver: Rig) -> int:
+        """How much the pools believe to have promised."""
+        return sum(pool._sum.total for pool in driver.pools.all())
+
+    def test_create(self) -> None:
+        driver = rig()
+        driver.host.fail("rename", errno.EIO, late=True)
+        with pytest.raises(DriverError):
+            create(driver, "ext4")
+        create(driver, "ext4")
+        assert self.promised(driver) == 64 * MIB
+
+    def test_delete(self) -> None:
+        driver = rig()
+        volume = create(driver, "ext4")
+        driver.host.fail("rename", errno.EIO, late=True)
+        with pytest.raises(DriverError):
+            driver.volumes.delete(volume, PATIENCE_S)
+        driver.volumes.delete(volume, PATIENCE_S)
+        driver.sweeper.drain()
+        assert self.promised(driver) == 0
+        assert [pool.store.leftovers() for pool in driver.pools.all()] == [[], []]
+
+    @pytest.mark.parametrize("what", ["create", "expand", "delete"])
+    def test_any_one_error_and_the_same_request_again(self, what: str) -> None:
+        for number in CALLS:
+            driver = rig()
+            volume = create(driver, "ext4") if what != "create" else ""
+            acts: dict[str, Callable[[], object]] = {
+                "create": partial(create, driver, "ext4"),
+                "expand": partial(grow, driver, volume, 128 * MIB),
+                "delete": partial(driver.volumes.delete, volume, PATIENCE_S),
+            }
+            driver.host.fail("", errno.EIO, nth=number)
+            if not driver.acknowledged(acts[what]):
+                acts[what]()
+            expected = {"create": 64, "expand": 128, "delete": 0}[what]
+            assert self.promised(driver) == expected * MIB, f"call {number}"
+
+    def test_what_could_not_be_swept_is_tried_again(self) -> None:
+        driver = rig()
+        driver.volumes.delete(create(driver, "ext4"), PATIENCE_S)
+        driver.host.fail("remove_tree", errno.EIO)
+        driver.sweeper.drain()
+        driver.sweeper._round()
+        driver.sweeper.drain()
+        assert [pool.store.leftovers() for pool in driver.pools.all()] == [[], []]
