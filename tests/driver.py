@@ -184,28 +184,31 @@ class Driver(Client):
 
     def pool_roots(self) -> list[Path]:
         """Return the folder of each pool: the one given, or where its image is mounted."""
-        return [self._pool_root(pool) for pool in self.pools]
+        attached, standing = observe.loops(), observe.mounts()
+        roots = []
+        for pool in self.pools:
+            devices = self._devices(pool, attached)
+            places = [mount.target for mount in standing if mount.source in devices]
+            if "=path:" in pool:
+                places = [self._place(pool)]
+            if not places:
+                raise AssertionError(f"the pool {pool} is not mounted")
+            roots.append(places[0])  # a volume of it that is bind-mounted somewhere comes later
+        return roots
 
-    def _pool_root(self, pool: str) -> Path:
-        place = self._place(pool)
-        if "=path:" in pool:
-            return place
-        standing = [mount.target for mount in self._own().mounts if mount.source in self._devices(place)]
-        if not standing:
-            raise AssertionError(f"the pool {pool} is not mounted")
-        return standing[0]
-
-    @staticmethod
-    def _devices(place: Path) -> set[str]:
+    def _devices(self, pool: str, attached: Mapping[str, str]) -> set[str]:
         """Return the devices that a pool's image or disk is seen as."""
-        return {str(place)} | {device for device, file in observe.loops().items() if file == str(place)}
+        place = str(self._place(pool))
+        return {place} | {device for device, file in attached.items() if file == place}
 
     def _own(self) -> observe.Belongings:
         """Return what belongs to the pools themselves, and so stays: their loop devices and mounts."""
-        devices = {device for pool in self.pools for device in self._devices(self._place(pool))}
-        attached = {device: file for device, file in observe.loops().items() if device in devices}
+        attached = observe.loops()
+        devices = {device for pool in self.pools for device in self._devices(pool, attached)}
         standing = [mount for mount in observe.mounts() if mount.source in devices and mount.root == "/"]
-        return observe.Belongings(mounts=tuple(standing), loops=attached)
+        return observe.Belongings(
+            mounts=tuple(standing), loops={device: file for device, file in attached.items() if device in devices}
+        )
 
     def volume_dir(self, volume: Volume) -> Path:
         """Return the folder that is this volume, in whichever pool it was put."""

@@ -62,12 +62,24 @@ def mount_at(path: Path) -> Mount | None:
 def loops() -> dict[str, str]:
     """Return each attached loop device with the file behind it."""
     found: dict[str, str] = {}
-    for node in sorted(Path("/sys/block").glob("loop*")):
-        try:
-            found[f"/dev/{node.name}"] = os.fsdecode((node / "loop/backing_file").read_bytes().rstrip(b"\n"))
-        except OSError:  # detached, perhaps just now
-            continue
+    for name in os.listdir("/sys/block"):  # noqa: PTH208 - a hundred devices, asked for after each test
+        if name.startswith("loop") and (file := _backing_file(name)):
+            found[f"/dev/{name}"] = file
     return found
+
+
+def _backing_file(name: str) -> str:
+    """Return the file behind a loop device, or nothing if it is not attached."""
+    try:
+        handle = os.open(f"/sys/block/{name}/loop/backing_file", os.O_RDONLY)
+    except OSError:
+        return ""
+    try:
+        return os.fsdecode(os.read(handle, 4096).rstrip(b"\n"))
+    except OSError:  # detached just now
+        return ""
+    finally:
+        os.close(handle)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

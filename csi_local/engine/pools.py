@@ -12,6 +12,7 @@ from csi_local.host.api import Host
 from csi_local.model.errors import (
     DamagedRecord,
     DriverError,
+    FailedPrecondition,
     HostError,
     NotFound,
     ResourceExhausted,
@@ -282,11 +283,19 @@ class Pools:
             pool.sample()
 
     def locate(self, volume: VolumeId) -> Pool | None:
-        """The pool that has the volume; asked of the disks, not of memory."""
-        for pool in self.all():
-            if pool.store.exists(volume):
-                return pool
-        return None
+        """The pool that has the volume; asked of the disks, not of memory.
+
+        Raises:
+            FailedPrecondition: two have: one was missing when the other's was made.
+        """
+        found = [pool for pool in self.all() if pool.store.exists(volume)]
+        if len(found) > 1:
+            names = " and ".join(pool.spec.name for pool in found)
+            raise FailedPrecondition(
+                f"volume {volume} is in the pools {names}; nobody but you can tell which is right: move the other's"
+                " directory out of its pool"
+            )
+        return found[0] if found else None
 
     def _let_go(self) -> None:
         """Close the pools that are gone, so that they are opened again when they are back."""

@@ -14,6 +14,7 @@ from csi_local.model.quantity import Bytes
 from csi_local.model.volume import BackendKind, Capability, CapacityRange
 from csi_local.plan import life, sizes
 from csi_local.plan.request import check_usable
+from csi_local.plan.staging import reserve
 
 _log = logging.getLogger(__name__)
 
@@ -78,5 +79,6 @@ class Sizes:
                 operations: list[Operation] = [RefreshLoops(path=pool.layout.image(record.id))]
                 if record.filesystem is not None:
                     operations.append(GrowMounted(path=path, filesystem=record.filesystem))
+                operations += reserve(record, pool.layout)
                 self._executor.run("node-expand", operations)
             return record.size

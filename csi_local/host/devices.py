@@ -102,6 +102,7 @@ def first_data(path: str) -> int | None:
     """Offset of a byte that is not zero: both ends are read whole (16 MiB each), and 4,096 pages between them."""
     size = loop.device_size(path)
     with opened(path, os.O_RDONLY) as fd, failing_as(f"read {path}"):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead of the samples
         spans = [(0, min(size, _ENDS)), (max(0, size - _ENDS), size)]
         step = max(_PAGE, size // _SAMPLES // _PAGE * _PAGE)
         spans += [(offset, min(size, offset + _PAGE)) for offset in range(_ENDS, max(_ENDS, size - _ENDS), step)]

@@ -16,6 +16,9 @@ from csi_local.model.volume import Filesystem
 _BLKID_FOUND, _BLKID_NOTHING = 0, 2
 _E2FSCK_CLEAN, _E2FSCK_CORRECTED = 0, 1
 _BLOCK = "4096"
+_PREZEROED = "assume_storage_prezeroed=1"
+"""New images read as zeros. Otherwise the kernel zeroes inode tables later, which a loop device does by punching holes
+into the image, and their blocks are no longer reserved."""
 _EXT4_SUPER, _EXT4_MAGIC = 1024, 0xEF53
 _BTRFS_SUPER, _BTRFS_MAGIC = 65536, b"_BHRfS_M"
 _XFS_FSGEOMETRY_V1, _XFS_GEOMETRY_BYTES = 0x80705864, 112
@@ -57,12 +60,18 @@ def make_filesystem(
         if probe(device) is not None:  # left by an interrupted run: mkfs.btrfs refuses a UUID that it finds anywhere
             run(["wipefs", "-a", device])
         argv = ["mkfs.btrfs", "-q", "-f", "-U", uuid, *keep, *options]
-    run([*argv, *(["-L", label] if label else []), device])
+    name = ["-L", label] if label else []
+    try:
+        run([*argv, *name, device])
+    except CommandFailed as error:
+        if "assume_storage_prezeroed" not in str(error):
+            raise
+        run([*(word.replace(f",{_PREZEROED}", "") for word in argv), *name, device])  # e2fsprogs before 1.47
 
 
 def _ext4(uuid: str, options: Sequence[str], *, thick: bool) -> list[str]:
     """mke2fs takes only the last ``-E``, so what the user says there is joined to ours."""
-    extended, others = ["nodiscard"] if thick else ["discard"], []
+    extended, others = ["nodiscard" if thick else "discard", _PREZEROED], []
     words = iter(options)
     for word in words:
         if word.startswith("-E"):

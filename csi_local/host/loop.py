@@ -29,6 +29,7 @@ _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
 _MAJOR = 7
 _TRIES = 50
 _GONE_WITHIN_S = 2.0
+_PIECE = 16 << 20
 _EXTENT_HINT = 1 << 20
 """Without it random writes to a sparse file on XFS leave it in tens of thousands of extents."""
 _NO_COW = 0x00800000
@@ -60,24 +61,41 @@ def make_image(path: str, size: Bytes, *, thick: bool) -> None:
 def resize_image(path: str, size: Bytes, *, thick: bool) -> None:
     """Make a file larger, never smaller, and where thick reserve what it has no blocks for."""
     with opened(path, os.O_RDWR | os.O_NOFOLLOW) as fd:
+        if os.fstat(fd).st_size >= size and (not thick or not _lacks_blocks(fd, size)):
+            return
         _resize(fd, path, size, thick=thick)
         with failing_as(f"sync {path}"):
             os.fsync(fd)
 
 
+def _lacks_blocks(fd: int, size: int) -> bool:
+    return os.fstat(fd).st_blocks * 512 < size
+
+
 def _resize(fd: int, path: str, size: Bytes, *, thick: bool) -> None:
-    what = f"reserve {size} bytes for {path}" if thick else f"resize {path}"
     before = os.fstat(fd).st_size
     try:
         if thick:
-            fallocate(fd, 0, 0, max(size, before), what)
+            _reserve(fd, path, before, size)
         elif before < size:
-            os.ftruncate(fd, size)
-    except OSError as error:
-        raise SyscallFailed(what, error.errno or errno.EIO) from error
+            with failing_as(f"resize {path}"):
+                os.ftruncate(fd, size)
     except SyscallFailed:
         os.ftruncate(fd, before)
         raise
+
+
+def _reserve(fd: int, path: str, before: int, size: int) -> None:
+    """Only what is new is reserved: XFS wants the whole range of a call free, whether it has blocks already or not.
+
+    Where blocks of the old range were given back, that is gone through in pieces.
+    """
+    what = f"reserve {size} bytes for {path}"
+    if before < size:
+        fallocate(fd, 0, before, size - before, what)
+    if _lacks_blocks(fd, size):
+        for offset in range(0, before, _PIECE):
+            fallocate(fd, 0, offset, min(_PIECE, before - offset), what)
 
 
 @contextmanager

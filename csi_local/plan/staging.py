@@ -90,14 +90,15 @@ def stage(
     mount = MountDevice(path=path, filesystem=record.filesystem, flags=options.flags, data=_data(record, options))
     if record.format is not FormatState.FORMATTED:
         before, after = _format(record, layout, seen, new_uuid)
-        return (*made, *before, attach, *after, mount)
+        return (*made, *before, attach, *after, mount, *reserve(record, layout))
     _check_filesystem(record, seen)
     grow = seen.filesystem_size is not None and seen.filesystem_size + _SLACK < record.size
     if not grow or options.read_only:
         return (*made, attach, mount)
     if record.filesystem is Filesystem.EXT4:
-        return (*made, attach, GrowUnmounted(), mount)
-    return (*made, attach, mount, GrowMounted(path=path, filesystem=record.filesystem))
+        return (*made, attach, GrowUnmounted(), mount, *reserve(record, layout))
+    grown = GrowMounted(path=path, filesystem=record.filesystem)
+    return (*made, attach, mount, grown, *reserve(record, layout))
 
 
 def _staging_directory(path: str, seen: StagingSeen) -> tuple[Operation, ...]:
@@ -134,9 +135,14 @@ def _finish_growing(record: VolumeRecord, options: MountOptions, path: str) -> t
 
 def _reserve(record: VolumeRecord, layout: Layout, seen: StagingSeen) -> tuple[Operation, ...]:
     """Reserve again what somebody discarded (fstrim(8), BLKDISCARD) since the volume was made."""
-    if not record.thick or seen.bytes_there is None or seen.bytes_there.allocated >= record.size:
+    if seen.bytes_there is None or seen.bytes_there.allocated >= record.size:
         return ()
-    return (ResizeImage(path=layout.image(record.id), size=record.size, thick=True),)
+    return reserve(record, layout)
+
+
+def reserve(record: VolumeRecord, layout: Layout) -> tuple[Operation, ...]:
+    """Reserve a thick volume's blocks wherever it lacks them: a filesystem that is made or grown may give some back."""
+    return (ResizeImage(path=layout.image(record.id), size=record.size, thick=True),) if record.thick else ()
 
 
 def _data(record: VolumeRecord, options: MountOptions) -> tuple[str, ...]:

@@ -10,7 +10,9 @@ import argparse
 import json
 import os
 import platform
+import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,21 +33,32 @@ PARTS: dict[str, Callable[[Workers, bool], Any]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure the parts asked for, print a table after each, and write everything as JSON."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure the parts asked for, print tables after each, and write everything as JSON; 1 if a part broke off."""
     arguments = _parse(argv)
-    document: dict[str, Any] = {"machine": machine(), "quick": arguments.quick, "load": {}, "parts": {}}
+    document: dict[str, Any] = {"machine": machine(), "quick": arguments.quick, "load": {}, "parts": {}, "broken": {}}
     with interruptible(), workers() as load:
         for part in arguments.parts or PARTS:
-            began = time.monotonic()
-            print(f"{part} …", flush=True)
-            document["parts"][part] = PARTS[part](load, arguments.quick)
-            document["load"][part] = round(os.getloadavg()[1], 1)
+            _measure(part, load, arguments.quick, document)
             arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-            print(report.tables(part, document["parts"][part]))
-            took, load_average = time.monotonic() - began, document["load"][part]
-            print(f"{part} took {took:.0f} s; {load_average} processes were running or waiting\n", flush=True)
     print(f"written to {arguments.json}")
+    return 1 if document["broken"] else 0
+
+
+def _measure(part: str, load: Workers, quick: bool, document: dict[str, Any]) -> None:  # noqa: FBT001 - as in PARTS
+    """One part into the document. Where it breaks off, the others are still worth having."""
+    began = time.monotonic()
+    print(f"{part} …", flush=True)
+    try:
+        document["parts"][part] = PARTS[part](load, quick)
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        document["broken"][part] = repr(error)
+        traceback.print_exc()
+        return
+    document["load"][part] = round(os.getloadavg()[1], 1)
+    print(report.tables(part, document["parts"][part]))
+    took = time.monotonic() - began
+    print(f"{part} took {took:.0f} s, load average {document['load'][part]}\n", flush=True)
 
 
 def machine() -> dict[str, Any]:
@@ -78,4 +91,4 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -33,9 +33,7 @@ def _directory(settings: fio.Settings) -> fio.Results:
     with serving(kinds.pool(kind.pool_fs, POOL)) as driver:
         volume = driver.create("fio", 2 * GIB, params=kind.parameters)
         target = driver.attach(volume)
-        results = fio.compare_directory(target, driver.pool_roots()[0], settings)
-        driver.release()
-    return results
+        return fio.compare_directory(target, driver.pool_roots()[0], settings)
 
 
 def _loop(kind: Kind, settings: fio.Settings) -> fio.Results:
@@ -43,6 +41,4 @@ def _loop(kind: Kind, settings: fio.Settings) -> fio.Results:
     with serving(kinds.pool(kind.pool_fs, POOL)) as driver:
         volume = driver.create("fio", 2 * GIB, params=kind.parameters, block=kind.block, fs=kind.fs)
         target = driver.attach(volume)
-        results = fio.compare_loop(target, driver.pool_roots()[0], settings)
-        driver.release()
-    return results
+        return fio.compare_loop(target, driver.pool_roots()[0], settings)

@@ -159,7 +159,6 @@ def _staged(full: Driver, empty: Driver, settings: Settings) -> Staged:
                     with _timed() as took:
                         step()
                     samples[where][name] += took
-    full.release()
     costs = {name: _costs_of(samples[True][name], samples[False][name]) for name in NAMES}
     return Staged(volumes=settings.staged, memory=after, calls=costs)
 

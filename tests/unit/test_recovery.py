@@ -11,7 +11,7 @@ import pytest
 
 from csi_local.model.errors import DriverError, FailedPrecondition
 from csi_local.model.quantity import MIB
-from csi_local.model.volume import CapacityRange, Filesystem, FormatState
+from csi_local.model.volume import CapacityRange, Filesystem, FormatState, VolumeId
 from tests.fake.calls import Crash
 from tests.fake.host import new_host
 from tests.fake.tree import FakeFilesystem
@@ -242,3 +242,19 @@ class TestAccounts:
         driver.sweeper._round()
         driver.sweeper.drain()
         assert [pool.store.leftovers() for pool in driver.pools.all()] == [[], []]
+
+
+def test_a_volume_that_is_in_two_pools_is_used_in_neither() -> None:
+    """One was missing when the same request came again: neither may be taken for the other."""
+    driver = rig("a=image:/pools/a.img,size=1Gi", "b=image:/pools/b.img,size=1Gi")
+    volume = create(driver, "ext4")
+    (home,) = (pool for pool in driver.pools.all() if pool.store.exists(VolumeId(volume)))
+    (other,) = (pool for pool in driver.pools.all() if pool is not home)
+    record_ = home.store.load(VolumeId(volume))
+    driver.host.make_dir(other.layout.volume(record_.id))
+    other.store.write(other.layout.record(record_.id), record_)
+    for act in (partial(create, driver, "ext4"), partial(stage, driver, volume)):
+        with pytest.raises(FailedPrecondition, match="a and b"):
+            act()
+    with pytest.raises(FailedPrecondition, match="a and b"):
+        driver.volumes.delete(volume, PATIENCE_S)

@@ -19,6 +19,7 @@ from csi_local.model.operations import (
     MakeFilesystem,
     MakeTargetDirectory,
     MountDevice,
+    ResizeImage,
     Unmount,
     WriteRecord,
 )
@@ -208,9 +209,9 @@ def test_mounted() -> None:
 @pytest.mark.parametrize(
     ("filesystem", "expected"),
     [
-        (Filesystem.EXT4, [Attach, GrowUnmounted, MountDevice]),
-        (Filesystem.XFS, [Attach, MountDevice, GrowMounted]),
-        (Filesystem.BTRFS, [Attach, MountDevice, GrowMounted]),
+        (Filesystem.EXT4, [Attach, GrowUnmounted, MountDevice, ResizeImage]),
+        (Filesystem.XFS, [Attach, MountDevice, GrowMounted, ResizeImage]),
+        (Filesystem.BTRFS, [Attach, MountDevice, GrowMounted, ResizeImage]),
     ],
 )
 def test_grown_where_it_is_smaller(filesystem: Filesystem, expected: list[type[Operation]]) -> None:
