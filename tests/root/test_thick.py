@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING
 
@@ -35,6 +34,6 @@ def test_seconds_after_the_first_mount(driver: Driver) -> None:
         driver.attach(volume)
     time.sleep(LAZY_S)
     for volume in volumes:
-        assert os.stat(driver.backing_file(volume)).st_blocks * 512 >= SIZE, volume.id
+        assert driver.backing_file(volume).stat().st_blocks * 512 >= SIZE, volume.id
         driver.detach(volume)
         driver.delete(volume)
