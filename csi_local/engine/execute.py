@@ -48,7 +48,8 @@ class Executor:
             try:
                 for number, operation in enumerate(operations):
                     self._crash_point(f"{name}:{number}:{type(operation).__name__}")
-                    _log.debug("%s: %s", name, operation.describe())
+                    if _log.isEnabledFor(logging.DEBUG):
+                        _log.debug("%s: %s", name, operation.describe())
                     self._do(operation, run)
                     run.done.append(operation)
                 if operations:

@@ -6,7 +6,9 @@ again. LOOP_CLR_FD on a device in use "succeeds" and does nothing until the last
 """
 
 import errno
+import fcntl
 import os
+import signal
 import stat
 import struct
 import threading
@@ -20,7 +22,7 @@ from csi_local.model.errors import SyscallFailed
 from csi_local.model.observed import LoopDevice
 from csi_local.model.quantity import Bytes
 
-_CTL_GET_FREE = 0x4C82
+_CTL_GET_FREE, _CTL_ADD, _ANY = 0x4C82, 0x4C80, 2**64 - 1
 _CONFIGURE, _SET_CAPACITY, _GET_STATUS64, _CLR_FD = 0x4C0A, 0x4C07, 0x4C05, 0x4C01
 _BLKGETSIZE64 = 0x80081272
 _INFO = struct.Struct("=5Q4I64s64s32s2Q")
@@ -35,7 +37,9 @@ _EXTENT_HINT = 1 << 20
 _NO_COW = 0x00800000
 _FS_GETFLAGS, _FS_SETFLAGS = 0x80086601, 0x40086602
 
+_F_SETSIG = 10
 _taking = threading.Lock()
+_being_taken: set[int] = set()
 """Two threads of ours need not race for the same free device."""
 
 _hints: dict[tuple[int, int], set[str]] = {}
@@ -124,9 +128,8 @@ def attach(path: str, *, sector_size: int, keep: bool, read_only: bool = False) 
 def _configure(image: int, path: str, sector_size: int, flags: int) -> tuple[str, int]:
     info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, flags, os.fsencode(path)[-63:], b"", b"", 0, 0)
     config = _CONFIG.pack(image, sector_size, info)
-    with _taking, opened("/dev/loop-control", os.O_RDWR) as control:
-        for _ in range(_TRIES):
-            number = ioctl(control, _CTL_GET_FREE, 0, "find a free loop device")
+    for _ in range(_TRIES):
+        with _reserved() as number:
             device = f"/dev/loop{number}"
             if not os.path.exists(device):
                 os.mknod(device, stat.S_IFBLK | 0o660, os.makedev(_MAJOR, number))
@@ -140,6 +143,32 @@ def _configure(image: int, path: str, sector_size: int, flags: int) -> tuple[str
             else:
                 return device, fd
     raise SyscallFailed(f"attach {path}", errno.EBUSY)
+
+
+@contextmanager
+def _reserved() -> Iterator[int]:
+    """The number of a free device that no other thread of ours is about to take.
+
+    The lock is not held while the device is configured: that syncs the file, which may take long.
+    """
+    with _taking, opened("/dev/loop-control", os.O_RDWR) as control:
+        number = ioctl(control, _CTL_GET_FREE, 0, "find a free loop device")
+        if number in _being_taken:
+            number = _another_free(control)
+        _being_taken.add(number)
+    try:
+        yield number
+    finally:
+        with _taking:
+            _being_taken.discard(number)
+
+
+def _another_free(control: int) -> int:
+    for name in os.listdir("/sys/block"):
+        free = name.startswith("loop") and not os.path.exists(f"/sys/block/{name}/loop")
+        if free and int(name[4:]) not in _being_taken:
+            return int(name[4:])
+    return ioctl(control, _CTL_ADD, _ANY, "make another loop device")
 
 
 @contextmanager
@@ -182,7 +211,10 @@ def all_loops() -> Sequence[LoopDevice]:
     """All attached loop devices; sysfs says which are, so that a free one is not opened."""
     names = [name for name in os.listdir("/sys/block") if name.startswith("loop")]
     attached = (f"/dev/{name}" for name in names if os.path.exists(f"/sys/block/{name}/loop"))
-    return [loop for device in attached if (loop := _look(device)) is not None]
+    found = [loop for device in attached if (loop := _look(device)) is not None]
+    for loop in found:
+        _hints.setdefault(loop.backing, set()).add(loop.path)
+    return found
 
 
 def loops(path: str) -> Sequence[LoopDevice]:
@@ -191,13 +223,31 @@ def loops(path: str) -> Sequence[LoopDevice]:
     if info is None:
         return []
     backing = info.identity
-    known = [loop for device in _hints.get(backing, ()) if (loop := _look(device)) and loop.backing == backing]
+    known = [loop for device in tuple(_hints.get(backing, ())) if (loop := _look(device)) and loop.backing == backing]
+    if not known and _nobody_writes(path):
+        _hints.pop(backing, None)
+        return []
     found = known or [loop for loop in all_loops() if loop.backing == backing]
     if found:
         _hints[backing] = {loop.path for loop in found}
     else:
         _hints.pop(backing, None)
     return sorted(found, key=lambda loop: (loop.read_only, loop.device))
+
+
+def _nobody_writes(path: str) -> bool:
+    """Whether nobody, and so no writable loop device, has the file open for writing: only then is a lease given.
+
+    It saves opening every loop device of the node (fcntl(2), F_SETLEASE). Read-only devices are made by the driver
+    alone, which knows them. The signal for whoever wants the file meanwhile is made one that is ignored.
+    """
+    try:
+        with opened(path, os.O_RDONLY | os.O_NOFOLLOW) as fd:
+            fcntl.fcntl(fd, _F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except (OSError, SyscallFailed):
+        return False
+    return True
 
 
 def detach(loop: LoopDevice) -> None:
@@ -222,7 +272,10 @@ def wait_until_gone(loop: LoopDevice) -> None:
             raise SyscallFailed(f"detach {loop.path}", errno.EBUSY)
         time.sleep(pause)
         pause = min(pause * 2, 0.05)
-    _hints.get(loop.backing, set()).discard(loop.path)
+    seen_at = _hints.get(loop.backing, set())
+    seen_at.discard(loop.path)
+    if not seen_at:
+        _hints.pop(loop.backing, None)
 
 
 def refresh(loop: LoopDevice) -> None:

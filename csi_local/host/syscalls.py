@@ -6,7 +6,6 @@ except renameat2, fallocate and statx, which go through libc.
 
 import ctypes
 import errno
-import fcntl
 import os
 import struct
 from collections.abc import Iterator
@@ -73,9 +72,17 @@ def opened(path: str, flags: int) -> Iterator[int]:
 
 
 def ioctl(fd: int, request: int, argument: bytearray | int, what: str) -> int:
-    """ioctl(2); a bytearray is changed in place."""
-    with failing_as(what):
-        return fcntl.ioctl(fd, request, argument)
+    """ioctl(2); a bytearray is changed in place.
+
+    Not by fcntl.ioctl: with an argument of more than 1,024 bytes, as btrfs has them, that holds Python's lock while
+    the kernel waits for a transaction, and so stops the whole driver.
+    """
+    value = ctypes.c_ulong(argument) if isinstance(argument, int) else _in_place(argument)
+    return _check(int(_LIBC.ioctl(fd, ctypes.c_ulong(request), value)), what)
+
+
+def _in_place(buffer: bytearray) -> "ctypes.Array[ctypes.c_char]":
+    return (ctypes.c_char * len(buffer)).from_buffer(buffer)
 
 
 def statx(path: str) -> FileInfo | None:
@@ -150,8 +157,7 @@ def umount(path: str) -> None:
 
 def quotactl_fd(fd: int, command: int, identifier: int, buffer: bytearray, what: str) -> None:
     """quotactl_fd(2), Linux 5.14: the filesystem is named by any open file on it."""
-    argument = (ctypes.c_char * len(buffer)).from_buffer(buffer)
-    _syscall(_SYS_QUOTACTL_FD, what, fd, ctypes.c_uint(command), ctypes.c_uint(identifier), argument)
+    _syscall(_SYS_QUOTACTL_FD, what, fd, ctypes.c_uint(command), ctypes.c_uint(identifier), _in_place(buffer))
 
 
 def filesystem_magic(path: str) -> int:
