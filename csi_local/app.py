@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -78,17 +77,17 @@ def serve(config: Config) -> None:
 
 def _stop_on_signals() -> Callable[[], None]:
     """Let SIGTERM and SIGINT end the process: at once while it starts, and in good order once it waits here."""
-    asked = threading.Event()
-    waiting = threading.Event()
+    waiting: list[bool] = []
+    asked, ask = os.pipe()  # not an Event: its lock may be held by the very code that a signal interrupts
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        asked.set()
-        if not waiting.is_set():
+        os.write(ask, b".")
+        if not waiting:
             raise SystemExit(0)
 
     def wait() -> None:
-        waiting.set()
-        asked.wait()
+        waiting.append(True)
+        os.read(asked, 1)
 
     signal.signal(signal.SIGTERM, handle)
     signal.signal(signal.SIGINT, handle)

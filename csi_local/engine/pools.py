@@ -51,6 +51,7 @@ class Pool:
         self._guard = threading.Lock()
         self._weights: dict[VolumeId, Promises] = {}
         self._sum = Promises()
+        self._overhead = 0
         self._projects: set[int] = set()
 
     @property
@@ -95,7 +96,7 @@ class Pool:
         with self._guard:
             before = self._weights.get(record.id)
             more = weight.total - (before.total if before else 0)
-            room, thin_room = sizes.rooms(self.spec, self._host.room(self.root), self._sum)
+            room, thin_room = sizes.rooms(self.spec, self._host.room(self.root), self._sum, self._overhead)
             if more > (thin_room if weight.thin else room):
                 raise ResourceExhausted(f"pool {self.spec.name} has no room for another {max(more, 0)} bytes")
             self._replace(record.id, dataclasses.replace(weight, pending=more if weight.reserved else 0))
@@ -131,6 +132,19 @@ class Pool:
         with self._guard:
             self._sum = dataclasses.replace(self._sum, written=written)
 
+    def measure_overhead(self) -> None:
+        """See what the filesystem keeps for itself, while nothing is being made: all that is taken and not by volumes.
+
+        Where there are directory volumes it counts as nothing, since adding them up would hold up the start.
+        """
+        if self._sum.directories:
+            return
+        images = [self.layout.image(volume) for volume in self._weights]
+        images += [f"{leftover}/disk.img" for leftover in self.store.leftovers()]
+        allocated = sum(image.allocated for path in images if (image := self._host.stat(path)) is not None)
+        seen = self._host.room(self.root)
+        self._overhead = max(0, seen.total - seen.available - allocated)
+
     def used_by(self, record: VolumeRecord) -> Bytes:
         """Bytes of the pool that a volume takes now: blocks of its image, or what its directory's limit counts.
 
@@ -165,7 +179,7 @@ class Pool:
             seen = self._host.room(self.root)
         except HostError as error:
             return absent(self.spec, f"it cannot be read: {error}")
-        room, thin_room = sizes.rooms(self.spec, seen, self._sum)
+        room, thin_room = sizes.rooms(self.spec, seen, self._sum, self._overhead)
         return PoolView(
             name=self.spec.name,
             kind=self.spec.kind,
@@ -253,6 +267,7 @@ class Pools:
             if name.startswith(NEW):  # out of the way of a retry; the sweeper takes it from there
                 self._host.rename(path, pool.store.unused_trash(VolumeId(name.removeprefix(NEW))))
         pool.load_promises()
+        pool.measure_overhead()
         self._open[spec.name] = pool
         del self._missing[spec.name]
         return pool

@@ -70,6 +70,11 @@ class Publisher:
                     if volume in bound or (image is not None and image.identity in backing):
                         self._staged.setdefault(volume, None)
 
+    def _plain(self, path: str) -> str:
+        """*path* as the kernel shows it: with the links on the way to it followed, and itself left alone."""
+        parent, _, name = path.rpartition("/")
+        return f"{self._host.real_path(parent or '/').rstrip('/')}/{name}"
+
     # --- staging
 
     def stage(self, shown: str, path: str, capability: Capability, patience_s: float) -> None:
@@ -82,6 +87,7 @@ class Publisher:
             ResourceExhausted: the node has as many volumes as it may have.
         """
         pool, volume = self._pools.find(shown)
+        path = self._plain(path)
         with self._locks.hold(volume, patience_s):
             record = pool.store.load(volume)
             check_usable(record, capability)
@@ -120,7 +126,8 @@ class Publisher:
         at = self._host.stat(path)
         directory = record.backend is BackendKind.DIRECTORY
         if self._observer.is_mounted_at(layout, record.id, path):
-            return StagingSeen(path=at, ours=True, staged_as=self._staged.get(record.id))
+            flags = self._host.mount_flags(path)
+            return StagingSeen(path=at, ours=True, staged_as=self._staged.get(record.id), flags=flags)
         there = self._host.stat(layout.data(record.id) if directory else layout.image(record.id))
         if directory or there is None or record.block:
             loops = () if directory else self._observer.loops(layout, record.id)
@@ -139,6 +146,7 @@ class Publisher:
         Raises:
             FailedPrecondition: it is still published.
         """
+        path = self._plain(path)
         place = self._locate(shown, path)
         if place is None:
             return
@@ -147,9 +155,10 @@ class Publisher:
             ours = self._observer.is_mounted_at(pool.layout, volume, path)
             points = self._observer.mount_points(pool.layout, volume)
             loops = self._observer.loops(pool.layout, volume)
-            block = not any(loop.autoclear for loop in loops)
+            block = bool(loops) and not any(loop.autoclear for loop in loops)
             others = tuple(point for point in points if point != path)
-            operations = staging.unstage(path, ours=ours, block=block, loops=loops, others=others)
+            published = tuple(point for point in others if block or point in self._published.get(volume, {}))
+            operations = staging.unstage(path, ours=ours, loops=loops, others=others, published=published)
             self._executor.run("unstage", operations)
             if not others:
                 self._staged.pop(volume, None)
@@ -190,7 +199,7 @@ class Publisher:
             InvalidArgument, AlreadyExists, FailedPrecondition: see ``plan.publishing.publish``.
         """
         pool, volume = self._pools.find(shown)
-        staged, target = paths
+        staged, target = paths = (self._plain(paths[0]), self._plain(paths[1]))
         with self._locks.hold(volume, patience_s):
             record = pool.store.load(volume)
             check_usable(record, capability)
@@ -227,7 +236,11 @@ class Publisher:
             else:
                 writable = "ro" not in self._host.mount_flags(target)
             known = self._published.get(record.id, {}).get(target)
-            return PublishSeen(path=at, ours=True, writable=writable, published_as=known)
+            flags = frozenset() if record.block else self._host.mount_flags(target)
+            below = frozenset() if record.block else self._host.mount_flags(staged)
+            return PublishSeen(
+                path=at, ours=True, writable=writable, published_as=known, flags=flags, staging_flags=below
+            )
         others: tuple[str, ...] = ()
         modes = {one.capability.mode for one in self._published.get(record.id, {}).values()} | {capability.mode}
         exclusive = modes - publishing.SHARED_MODES
@@ -242,6 +255,7 @@ class Publisher:
         Raises:
             FailedPrecondition: something else is mounted at the target.
         """
+        target = self._plain(target)
         place = self._locate(shown, target)
         if place is None:
             return

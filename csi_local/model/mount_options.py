@@ -11,6 +11,9 @@ _PER_MOUNT = """ro rw nosuid suid nodev dev noexec exec noatime atime relatime n
 PER_MOUNT = frozenset(_PER_MOUNT.split())
 """Options of a mount, so that a bind mount can have its own (mount(2), MS_REMOUNT | MS_BIND)."""
 
+SHOWN = frozenset({"ro", "nosuid", "nodev", "noexec"})
+"""Options by which a mount can be told from another when nobody remembers what it was asked for with."""
+
 PER_FILESYSTEM = frozenset(["sync", "async", "dirsync", "lazytime", "nolazytime"])
 """Options that the kernel knows for every filesystem (mount(2)), shared by all its mounts."""
 
@@ -48,6 +51,11 @@ class MountOptions:
         """The flags that a bind mount gets, read-only where that is asked for."""
         flags = self.flags & PER_MOUNT
         return (flags - {"rw"}) | {"ro"} if read_only else flags
+
+    @property
+    def shown(self) -> frozenset[str]:
+        """Those that the kernel shows of a mount."""
+        return self.flags & SHOWN
 
     @property
     def read_only(self) -> bool:

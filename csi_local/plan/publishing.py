@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from csi_local.backends import loopfile
 from csi_local.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument
-from csi_local.model.mount_options import MountOptions
+from csi_local.model.mount_options import SHOWN, MountOptions
 from csi_local.model.observed import FileInfo, FileKind
 from csi_local.model.operations import (
     BindDevice,
@@ -44,6 +44,7 @@ class PublishSeen:
         ours: whether this volume is mounted there.
         writable: where it is, whether it can be written.
         published_as: how, as far as this process remembers.
+        flags, staging_flags: of the mounts at the target and at the staging path.
         others: the volume's other targets on this node.
         exclusive: whether the mode asked for, or that of one of those, allows one target only.
     """
@@ -52,6 +53,8 @@ class PublishSeen:
     ours: bool = False
     writable: bool = True
     published_as: Publication | None = None
+    flags: frozenset[str] = frozenset()
+    staging_flags: frozenset[str] = frozenset()
     others: tuple[str, ...] = ()
     exclusive: bool = False
 
@@ -73,7 +76,7 @@ def publish(
     """
     staging, target = paths
     if seen.ours:
-        _check_same(wanted, seen, target)
+        _check_same(wanted, options, seen, target)
         return ()
     made = _target(record, target, seen)
     if seen.others and seen.exclusive:
@@ -94,9 +97,11 @@ def publish(
     )
 
 
-def _check_same(wanted: Publication, seen: PublishSeen, target: str) -> None:
+def _check_same(wanted: Publication, options: MountOptions, seen: PublishSeen, target: str) -> None:
     known = seen.published_as
-    if seen.writable != wanted.writable or (known is not None and known != wanted):
+    asked, has = options.shown - {"ro"}, (seen.flags & SHOWN) - {"ro"}
+    as_asked = known == wanted if known is not None else asked <= has <= asked | seen.staging_flags
+    if seen.writable != wanted.writable or not as_asked:
         raise AlreadyExists(f"volume {wanted.volume} is published at {target} with another capability or readonly")
 
 

@@ -89,15 +89,17 @@ class Promises:
         return self.reserved + self.directories + self.thin
 
 
-def rooms(spec: PoolSpec, seen: Room, promised: Promises) -> tuple[Bytes, Bytes]:
+def rooms(spec: PoolSpec, seen: Room, promised: Promises, overhead: int = 0) -> tuple[Bytes, Bytes]:
     """Room for another thick or directory volume, and for another thin one.
 
     A thin volume weighs its size divided by ``overcommit``. What others put on a shared filesystem (``path``) shows
     in the free room; what directory volumes have been promised and not yet written does not, and is subtracted.
+    Nor must blocks that a pod has discarded from a thick volume be promised again: so the sum of all promises and the
+    filesystem's own *overhead* is held against the whole as well.
     """
     thin_weight = promised.thin / spec.overcommit
     unwritten = max(0, promised.directories - promised.written)
-    unpromised = seen.total - promised.reserved - promised.directories - int(thin_weight)
+    unpromised = seen.total - overhead - promised.reserved - promised.directories - int(thin_weight)
     free = seen.available - unwritten - promised.pending
     room = min(unpromised, free) - spec.reserve.of(seen.total)
     room -= room // 256 + MIB  # the filesystem's own bookkeeping of that much more

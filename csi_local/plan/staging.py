@@ -41,6 +41,7 @@ class StagingSeen:
         path: what is at the staging path.
         ours: whether it is a mount of this volume.
         staged_as: the capability it was staged with, as far as this process remembers.
+        flags: those of the mount there.
         loops: devices attached to the image.
         signature: what is on the image; None where nothing is.
         filesystem_size: of the filesystem on the image, where it is formatted and not mounted.
@@ -49,6 +50,7 @@ class StagingSeen:
     path: FileInfo | None
     ours: bool = False
     staged_as: Capability | None = None
+    flags: frozenset[str] = frozenset()
     bytes_there: FileInfo | None = None
     loops: tuple[LoopDevice, ...] = ()
     signature: Signature | None = None
@@ -71,7 +73,8 @@ def stage(
         FailedPrecondition: something else is mounted there, or the volume's bytes are not what they should be.
     """
     if seen.ours:
-        if seen.staged_as is not None and seen.staged_as.access != capability.access:
+        known = seen.staged_as
+        if known.access != capability.access if known else not options.shown <= seen.flags:
             raise AlreadyExists(f"volume {record.id} is staged at {path} with other mount options")
         return _finish_growing(record, options, path)
     made = _staging_directory(path, seen)
@@ -189,18 +192,16 @@ def _check_filesystem(record: VolumeRecord, seen: StagingSeen) -> None:
 
 
 def unstage(
-    path: str, *, ours: bool, block: bool, loops: tuple[LoopDevice, ...], others: tuple[str, ...]
+    path: str, *, ours: bool, loops: tuple[LoopDevice, ...], others: tuple[str, ...], published: tuple[str, ...]
 ) -> tuple[Operation, ...]:
     """Take a volume from this node; nothing where it is not there, or is staged elsewhere.
 
-    *ours* says that the volume is mounted at *path*, *others* where else it is.
+    *ours* says that the volume is mounted at *path*, *others* where else it is, *published* which of those are pods'.
 
     Raises:
         FailedPrecondition: it is still published.
     """
-    if others and (ours or (block and loops)):
-        raise FailedPrecondition(f"the volume is still published at {', '.join(others)}; unpublish it first")
-    if others:
-        return ()
+    if published:
+        raise FailedPrecondition(f"the volume is still published at {', '.join(published)}; unpublish it first")
     unmount = (Unmount(path=path),) if ours else ()
-    return (*unmount, *(Detach(loop=loop) for loop in loops))
+    return (*unmount, *(() if others else (Detach(loop=loop) for loop in loops)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
@@ -51,7 +50,7 @@ class Ready(TypedDict):
 
 
 class Costs(TypedDict):
-    """Each call's latency with that many volumes and, call by call in turn, with none; and the medians' ratio."""
+    """A call's latency with that many volumes and with none, and the medians' ratio."""
 
     there: Summary
     empty: Summary
@@ -70,7 +69,7 @@ class Stage(TypedDict):
 
 
 class Staged(TypedDict):
-    """With that many volumes staged and published: memory, and each call of another raw block volume's life."""
+    """With that many volumes staged and published: memory, and the calls of another raw block volume's life."""
 
     volumes: int
     memory: Memory
@@ -99,10 +98,7 @@ def measure(workers: Workers, settings: Settings) -> Results:
         for count in settings.counts:
             print(f"  {count} volumes", flush=True)
             stages.append(_stage(workers, full, empty, count, settings))
-    with ExitStack() as stack:
-        empty = stack.enter_context(serving(kinds.pool("xfs", POOL, "thin")))
-        full = stack.enter_context(serving(kinds.pool("xfs", POOL, "thin")))
-        staged = _staged(full, empty, settings)
+    staged = _staged(settings)
     return Results(
         idle=idle,
         idle_threads=idle_threads,
@@ -145,22 +141,31 @@ def _ready(driver: Driver, times: int) -> Ready:
     return Ready(median=median(seconds), all=seconds)
 
 
-def _staged(full: Driver, empty: Driver, settings: Settings) -> Staged:
-    kind = kinds.THIN_EXT4
+def _staged(settings: Settings) -> Staged:
+    """Another volume's life before and after many are staged: loop devices are the machine's, not one driver's."""
     print(f"  {settings.staged} staged", flush=True)
-    for number in range(settings.staged):
-        full.attach(full.create(f"staged-{number}", STAGED_SIZE, params=kind.parameters, fs=kind.fs))
-    after = _settled_memory(full)
-    samples = {True: defaultdict[str, list[float]](list), False: defaultdict[str, list[float]](list)}
-    with Calls(full.root) as there, Calls(empty.root) as none:
-        for number in range(settings.calls):
-            for calls, where in ((there, True), (none, False)):
-                for name, step in calls.steps(kinds.THIN_BLOCK, TINY, f"another-{number}"):
-                    with _timed() as took:
-                        step()
-                    samples[where][name] += took
-    costs = {name: _costs_of(samples[True][name], samples[False][name]) for name in NAMES}
-    return Staged(volumes=settings.staged, memory=after, calls=costs)
+    kind = kinds.THIN_EXT4
+    with serving(kinds.pool("xfs", POOL, "thin")) as driver:
+        before = _lives(driver, settings.calls, "before")
+        for number in range(settings.staged):
+            driver.attach(driver.create(f"staged-{number}", STAGED_SIZE, params=kind.parameters, fs=kind.fs))
+        then = _settled_memory(driver)
+        after = _lives(driver, settings.calls, "after")
+    return Staged(
+        volumes=settings.staged, memory=then, calls={name: _costs_of(after[name], before[name]) for name in NAMES}
+    )
+
+
+def _lives(driver: Driver, count: int, prefix: str) -> dict[str, list[float]]:
+    """Each step of *count* volumes' lives, one after the other."""
+    samples: dict[str, list[float]] = {name: [] for name in NAMES}
+    with Calls(driver.root) as calls:
+        for number in range(count):
+            for name, step in calls.steps(kinds.THIN_BLOCK, TINY, f"{prefix}-{number}"):
+                with _timed() as took:
+                    step()
+                samples[name] += took
+    return samples
 
 
 # Calls on the two drivers in turn

@@ -155,9 +155,9 @@ class TestThin:
         assert room(driver, self.THIN) > 1.5 * GIB
         assert room(driver) < GIB, "a thick volume needs real room"
         for _ in range(3):
-            self.THIN.create(driver, size=600 * MIB)
+            self.THIN.create(driver, size=590 * MIB)
         with refused(Code.RESOURCE_EXHAUSTED):
-            self.THIN.create(driver, size=600 * MIB)
+            self.THIN.create(driver, size=590 * MIB)
 
     def test_what_thin_volumes_were_promised_is_not_given_to_thick_ones(self, start: Start) -> None:
         driver = start("image:{root}/pool.img,size=1Gi")

@@ -273,28 +273,28 @@ KEPT = LoopDevice(path="/dev/loop1", device=1793, backing=(1, 2), read_only=Fals
 
 
 @pytest.mark.parametrize(
-    ("ours", "block", "loops", "others", "expected"),
+    ("ours", "loops", "others", "expected"),
     [
-        (True, False, (LOOP,), (), [Unmount, Detach]),
-        (True, False, (), (), [Unmount]),
-        (False, True, (KEPT,), (), [Detach]),
-        (False, True, (KEPT, READ_ONLY_LOOP), (), [Detach, Detach]),
-        (False, True, (), (), []),
-        (False, False, (LOOP,), ("/elsewhere",), []),
-        (True, False, (LOOP,), ("/target",), None),
-        (False, True, (KEPT,), ("/target",), None),
+        (True, (LOOP,), (), [Unmount, Detach]),
+        (True, (), (), [Unmount]),
+        (False, (KEPT,), (), [Detach]),
+        (False, (KEPT, READ_ONLY_LOOP), (), [Detach, Detach]),
+        (False, (), (), []),
+        (False, (LOOP,), ("/elsewhere",), []),
+        (True, (LOOP,), ("/target",), None),
+        (True, (LOOP,), ("/staged-twice",), [Unmount]),
+        (False, (KEPT,), ("/target",), None),
     ],
 )
 def test_unstage(
     *,
     ours: bool,
-    block: bool,
     loops: tuple[LoopDevice, ...],
     others: tuple[str, ...],
     expected: list[type[Operation]] | None,
 ) -> None:
     if expected is None:
         with pytest.raises(FailedPrecondition, match="still published"):
-            unstage(PATH, ours=ours, block=block, loops=loops, others=others)
+            unstage(PATH, ours=ours, loops=loops, others=others, published=others)
     else:
-        assert kinds(unstage(PATH, ours=ours, block=block, loops=loops, others=others)) == expected
+        assert kinds(unstage(PATH, ours=ours, loops=loops, others=others, published=())) == expected
