@@ -19,6 +19,7 @@ _BLOCK = "4096"
 _PREZEROED = "assume_storage_prezeroed=1"
 """New images read as zeros. Otherwise the kernel zeroes inode tables later, which a loop device does by punching holes
 into the image, and their blocks are no longer reserved."""
+_MKFS_TRIES = 8
 _EXT4_SUPER, _EXT4_MAGIC = 1024, 0xEF53
 _BTRFS_SUPER, _BTRFS_MAGIC = 65536, b"_BHRfS_M"
 _XFS_FSGEOMETRY_V1, _XFS_GEOMETRY_BYTES = 0x80705864, 112
@@ -60,13 +61,23 @@ def make_filesystem(
         if probe(device) is not None:  # left by an interrupted run: mkfs.btrfs refuses a UUID that it finds anywhere
             run(["wipefs", "-a", device])
         argv = ["mkfs.btrfs", "-q", "-f", "-U", uuid, *keep, *options]
-    name = ["-L", label] if label else []
-    try:
-        run([*argv, *name, device])
-    except CommandFailed as error:
-        if "assume_storage_prezeroed" not in str(error):
-            raise
-        run([*(word.replace(f",{_PREZEROED}", "") for word in argv), *name, device])  # e2fsprogs before 1.47
+    _run_mkfs([*argv, *(["-L", label] if label else []), device])
+
+
+def _run_mkfs(argv: list[str]) -> None:
+    """Run a mkfs, again where it says that it has not begun and why need not last."""
+    for left in reversed(range(_MKFS_TRIES)):
+        try:
+            run(argv)
+        except CommandFailed as error:
+            if not left:
+                raise
+            if "assume_storage_prezeroed" in str(error):  # e2fsprogs before 1.47
+                argv = [word.replace(f",{_PREZEROED}", "") for word in argv]
+            elif "cannot check mount status" not in str(error):
+                raise  # mkfs.btrfs says that when a loop device, any, is detached while it looks at all of them
+        else:
+            return
 
 
 def _ext4(uuid: str, options: Sequence[str], *, thick: bool) -> list[str]:
