@@ -18,6 +18,7 @@ from csi_local.engine.sizes import Sizes
 from csi_local.engine.sweeper import Sweeper
 from csi_local.engine.volumes import Volumes
 from csi_local.host.api import Host
+from csi_local.host.cpus import OneCpu
 from csi_local.host.linux import LinuxHost
 from csi_local.host.syscalls import limit_arenas
 from csi_local.rpc.controller import Controller
@@ -51,6 +52,8 @@ def serve(config: Config) -> None:
     limit_arenas(_ARENAS)
     log_to_stderr(config.log_level, config.log_format)
     stop = _stop_on_signals()
+    together = OneCpu()
+    together.start()
     engine = Engine(LinuxHost(), config)
     node = config.node_id
     services = (
@@ -61,7 +64,7 @@ def serve(config: Config) -> None:
     server = Server(config.endpoint, services)
     try:
         engine.pools.open()
-        engine.publisher.count_staged()
+        engine.publisher.take_over()
         server.start()
         engine.sweeper.start()
         for view in engine.pools.views():
@@ -73,6 +76,7 @@ def serve(config: Config) -> None:
         engine.sweeper.stop()
     finally:
         engine.pools.close()
+        together.stop()
 
 
 def _stop_on_signals() -> Callable[[], None]:

@@ -92,7 +92,7 @@ def _volume_row(pools_: Pools, observer: Observer, view: VolumeView) -> Row:
         "used": used,
         "allocation": str(record.allocation) if record and record.backend is BackendKind.LOOPFILE else "",
         "claim": _claim(view),
-        "mounted": list(observer.mount_points(pool.layout, view.id)),
+        "mounted": list(observer.mount_points(pool.layout, view.id, observer.loops(pool.layout, view.id))),
         "problem": view.problem,
     }
 

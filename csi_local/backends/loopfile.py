@@ -1,5 +1,6 @@
 """A volume as an image file on a loop device: any filesystem or raw block, with a size limit by nature."""
 
+from csi_local.model.observed import LoopDevice
 from csi_local.model.operations import Attach, MakeImage, Operation, ResizeImage
 from csi_local.model.quantity import Bytes
 from csi_local.model.volume import VolumeRecord
@@ -15,11 +16,9 @@ def grow(record: VolumeRecord, image: str, size: Bytes) -> tuple[Operation, ...]
     return (ResizeImage(path=image, size=size, thick=record.thick),)
 
 
-def attach(record: VolumeRecord, image: str, *, read_only: bool = False) -> Attach:
-    """Attach the image. A raw block device stays by itself; a mounted one lives as long as its mounts."""
-    return Attach(
-        path=image,
-        sector_size=record.sector_size,
-        keep=record.block,
-        read_only=read_only,
-    )
+def attach(record: VolumeRecord, image: str, present: tuple[LoopDevice, ...], *, read_only: bool = False) -> Attach:
+    """Attach the image, which has the devices *present*.
+
+    A raw block device stays by itself; a mounted one lives as long as its mounts.
+    """
+    return Attach(path=image, sector_size=record.sector_size, keep=record.block, read_only=read_only, present=present)

@@ -82,6 +82,8 @@ class Executor:
                 host.resize_image(path, size, thick=thick)
             case op.WriteRecord(path=path, record=record):
                 host.replace_file(path, encode(record))
+            case op.MakeRecord(path=path, record=record):
+                host.write_new_file(path, encode(record))
             case op.Commit(source=source, target=target):
                 host.rename(source, target)
             case op.SetGroup(path=path, group=group):
@@ -125,7 +127,6 @@ class Executor:
                 raise NotImplementedError(operation.describe())
 
     def _attach(self, operation: op.Attach, run: _Run) -> None:
-        before = self._host.loops(operation.path)
         run.loop = run.held.enter_context(
             self._host.attach(
                 operation.path,
@@ -134,7 +135,7 @@ class Executor:
                 read_only=operation.read_only,
             )
         )
-        run.attached_here = run.loop not in before
+        run.attached_here = run.loop not in operation.present
 
     def _device_under(self, path: str) -> str:
         number = self._host.device_at(path)

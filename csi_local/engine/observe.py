@@ -1,7 +1,7 @@
 """Looking at the node: where a volume is attached, staged and published. Asked of the kernel each time."""
 
 from csi_local.host.api import Host
-from csi_local.model.observed import FileKind, LoopDevice
+from csi_local.model.observed import FileInfo, FileKind, LoopDevice
 from csi_local.model.volume import VolumeId
 from csi_local.store.layout import Layout
 
@@ -18,21 +18,23 @@ class Observer:
 
     def is_mounted_at(self, layout: Layout, volume: VolumeId, path: str) -> bool:
         """Whether what is mounted at *path* is this volume: its directory, its filesystem, or its device's node."""
-        at = self._host.stat(path)
+        return self.is_volume(layout, volume, path, self._host.stat(path))
+
+    def is_volume(self, layout: Layout, volume: VolumeId, path: str, at: FileInfo | None) -> bool:
+        """The same, for one who knows what is *at* the path."""
         if at is None or not at.mount_root:
             return False
-        data = self._host.stat(layout.data(volume))
-        if data is not None:
-            return at.identity == data.identity
-        if self._host.stat(layout.image(volume)) is None:
-            return False
+        loops = self.loops(layout, volume)
+        if not loops:
+            data = self._host.stat(layout.data(volume))
+            return data is not None and at.identity == data.identity
         device = at.special if at.kind is FileKind.BLOCK else self._host.device_at(path)
-        return any(loop.device == device for loop in self.loops(layout, volume))
+        return any(loop.device == device for loop in loops)
 
-    def mount_points(self, layout: Layout, volume: VolumeId) -> tuple[str, ...]:
-        """Every path at which this volume, or something in it, is mounted."""
+    def mount_points(self, layout: Layout, volume: VolumeId, loops: tuple[LoopDevice, ...]) -> tuple[str, ...]:
+        """Every path at which this volume, or something in it, is mounted; *loops* are its devices."""
         points: list[str] = []
-        data = self._host.stat(layout.data(volume))
+        data = None if loops else self._host.stat(layout.data(volume))
         if data is not None:
             inside = f"/volumes/{volume}/data"
             for mount in self._host.mounts(inside):
@@ -43,7 +45,7 @@ class Observer:
                     if at is not None and at.device == data.device:
                         points.append(mount.point)
             return tuple(points)
-        for loop in self.loops(layout, volume):
+        for loop in loops:
             name = loop.path.rpartition("/")[2]
             points.extend(
                 mount.point

@@ -59,16 +59,30 @@ class Publisher:
         self._staged: dict[VolumeId, Capability | None] = {}
         self._published: dict[VolumeId, dict[str, Publication]] = {}
 
-    def count_staged(self) -> None:
-        """See which volumes an earlier driver left staged."""
-        backing = {loop.backing for loop in self._host.all_loops()}
+    def take_over(self) -> None:
+        """See which volumes an earlier driver left staged, and thaw those that it left frozen."""
+        loops = self._host.all_loops()
+        backing = {loop.backing for loop in loops}
+        ours: set[tuple[int, int]] = set()
         bound = {mount.root.partition("/volumes/")[2].partition("/")[0] for mount in self._host.mounts("/volumes/")}
         for pool in self._pools.all() if backing or bound else ():
             with suppress(HostError):  # a disk that fails now is told of when it is used
                 for volume in pool.store.volumes():
                     image = self._host.stat(pool.layout.image(volume))
-                    if volume in bound or (image is not None and image.identity in backing):
+                    attached = image is not None and image.identity in backing
+                    if image is not None and attached:
+                        ours.add(image.identity)
+                    if volume in bound or attached:
                         self._staged.setdefault(volume, None)
+        self._thaw({loop.path for loop in loops if loop.backing in ours})
+
+    def _thaw(self, devices: set[str]) -> None:
+        """A filesystem that was frozen for a copy stays so when whoever froze it dies; its pods would wait for ever."""
+        points = {mount.source: mount.point for mount in self._host.mounts("/dev/loop") if mount.source in devices}
+        for device, point in points.items():
+            with suppress(HostError):
+                if self._host.thaw(point):
+                    _log.warning("the filesystem on %s at %s was left frozen; it is thawed", device, point)
 
     def _plain(self, path: str) -> str:
         """*path* as the kernel shows it: with the links on the way to it followed, and itself left alone."""
@@ -125,14 +139,13 @@ class Publisher:
         layout = pool.layout
         at = self._host.stat(path)
         directory = record.backend is BackendKind.DIRECTORY
-        if self._observer.is_mounted_at(layout, record.id, path):
+        if self._observer.is_volume(layout, record.id, path, at):
             flags = self._host.mount_flags(path)
             return StagingSeen(path=at, ours=True, staged_as=self._staged.get(record.id), flags=flags)
         there = self._host.stat(layout.data(record.id) if directory else layout.image(record.id))
+        loops = () if directory else self._observer.loops(layout, record.id)
         if directory or there is None or record.block:
-            loops = () if directory else self._observer.loops(layout, record.id)
             return StagingSeen(path=at, bytes_there=there, loops=loops)
-        loops = self._observer.loops(layout, record.id)
         image = layout.image(record.id)
         signature = self._host.probe(image)
         size = None
@@ -153,8 +166,8 @@ class Publisher:
         pool, volume = place
         with self._locks.hold(volume, patience_s):
             ours = self._observer.is_mounted_at(pool.layout, volume, path)
-            points = self._observer.mount_points(pool.layout, volume)
             loops = self._observer.loops(pool.layout, volume)
+            points = self._observer.mount_points(pool.layout, volume, loops)
             block = bool(loops) and not any(loop.autoclear for loop in loops)
             others = tuple(point for point in points if point != path)
             published = tuple(point for point in others if block or point in self._published.get(volume, {}))
@@ -200,12 +213,12 @@ class Publisher:
         """
         pool, volume = self._pools.find(shown)
         staged, target = paths = (self._plain(paths[0]), self._plain(paths[1]))
+        if staged == target:
+            raise InvalidArgument("the target path and the staging path are the same")
         with self._locks.hold(volume, patience_s):
             record = pool.store.load(volume)
             check_usable(record, capability)
             wanted = Publication(volume=record.id, capability=capability, read_only=read_only)
-            if staged == target:
-                raise InvalidArgument("the target path and the staging path are the same")
             self._ensure_staged(pool, record, staged, capability)
             seen = self._look_at_target(pool, record, staged, target, capability)
             options = _options(record, capability)
@@ -229,9 +242,9 @@ class Publisher:
         self, pool: Pool, record: VolumeRecord, staged: str, target: str, capability: Capability
     ) -> PublishSeen:
         at = self._host.stat(target)
-        if at is not None and at.mount_root and self._observer.is_mounted_at(pool.layout, record.id, target):
-            if record.block:
-                loops = self._observer.loops(pool.layout, record.id)
+        loops = self._observer.loops(pool.layout, record.id)
+        if self._observer.is_volume(pool.layout, record.id, target, at):
+            if record.block and at is not None:
                 writable = any(loop.device == at.special and not loop.read_only for loop in loops)
             else:
                 writable = "ro" not in self._host.mount_flags(target)
@@ -245,9 +258,9 @@ class Publisher:
         modes = {one.capability.mode for one in self._published.get(record.id, {}).values()} | {capability.mode}
         exclusive = modes - publishing.SHARED_MODES
         if exclusive:
-            points = self._observer.mount_points(pool.layout, record.id)
+            points = self._observer.mount_points(pool.layout, record.id, loops)
             others = tuple(point for point in points if point not in (staged, target))
-        return PublishSeen(path=at, others=others, exclusive=bool(exclusive))
+        return PublishSeen(path=at, loops=loops, others=others, exclusive=bool(exclusive))
 
     def unpublish(self, shown: str, target: str, patience_s: float) -> None:
         """Take a volume from a target and remove the target; no error where it is not there, or does not exist.
@@ -261,8 +274,8 @@ class Publisher:
             return
         pool, volume = place
         with self._locks.hold(volume, patience_s):
-            ours = self._observer.is_mounted_at(pool.layout, volume, target)
             at = self._host.stat(target)
+            ours = self._observer.is_volume(pool.layout, volume, target, at)
             if at is None:
                 self._forget(volume, target)
                 return
@@ -294,9 +307,11 @@ class Publisher:
 
     def _detach_read_only(self, pool: Pool, volume: VolumeId) -> None:
         """A read-only device is made for a publication, and goes with the last of them."""
-        extra = [loop for loop in self._observer.loops(pool.layout, volume) if loop.read_only and not loop.autoclear]
+        loops = self._observer.loops(pool.layout, volume)
+        extra = [loop for loop in loops if loop.read_only and not loop.autoclear]
         if extra:
-            nodes = {at.special for at in map(self._host.stat, self._observer.mount_points(pool.layout, volume)) if at}
+            points = self._observer.mount_points(pool.layout, volume, loops)
+            nodes = {at.special for at in map(self._host.stat, points) if at}
             unused = tuple(Detach(loop=loop) for loop in extra if loop.device not in nodes)
             self._executor.run("unpublish-detach", unused)
 

@@ -86,12 +86,12 @@ class Volumes:
         with self._locks.hold(volume, patience_s):
             pool = self._pools.locate(volume)
             if pool is None:
-                pool = self._make(request, volume)
+                return self._make(request, volume)
             record = pool.store.load(volume)
             check_same(record, request)
             return VolumeView(id=volume, pool=pool.spec.name, record=record)
 
-    def _make(self, request: VolumeRequest, volume: VolumeId) -> Pool:
+    def _make(self, request: VolumeRequest, volume: VolumeId) -> VolumeView:
         record = new_record(request, now=int(self._clock()))
         placement = self.explain(request, record.size)
         if placement.pool is None and any(verdict.small for verdict in placement.verdicts):
@@ -107,7 +107,7 @@ class Volumes:
         with pool.promising(record):
             self._executor.run("create", operations)
         _log.debug("created volume %s: %d bytes, %s in pool %s", volume, record.size, record.backend, pool.spec.name)
-        return pool
+        return VolumeView(id=volume, pool=pool.spec.name, record=record)
 
     def explain(self, request: VolumeRequest, size: Bytes | None = None) -> Placement:
         """Where a volume would go, and why not elsewhere; *size* where it is known already."""
@@ -148,10 +148,10 @@ class Volumes:
         self._sweeper.add(trash)
 
     def _check_unused(self, pool: Pool, volume: VolumeId) -> None:
-        points = self._observer.mount_points(pool.layout, volume)
+        loops = self._observer.loops(pool.layout, volume)
+        points = self._observer.mount_points(pool.layout, volume, loops)
         if points:
             raise FailedPrecondition(f"volume {volume} is in use: it is mounted at {', '.join(points)}")
-        loops = self._observer.loops(pool.layout, volume)
         if loops:
             raise FailedPrecondition(f"volume {volume} is in use: {loops[0].path} is attached to it; unstage it first")
 

@@ -29,6 +29,9 @@ class Files(Protocol):
     def replace_file(self, path: str, data: bytes) -> None:
         """Write a file durably, or leave the old one: temporary file, fsync, rename, fsync of the directory."""
 
+    def write_new_file(self, path: str, data: bytes) -> None:
+        """Make a file whose content is durable (fsync), its name not yet; EEXIST where something is there."""
+
     def list_dir(self, path: str, *, directories_only: bool = False) -> Sequence[str]:
         """The names in a directory."""
 
@@ -156,6 +159,9 @@ class Mounts(Protocol):
     def mount_flags(self, path: str) -> frozenset[str]:
         """Those of ro, nosuid, nodev, noexec, noatime, nodiratime, relatime that hold at *path* (statvfs)."""
 
+    def thaw(self, path: str) -> bool:
+        """End a freeze of the filesystem at *path* (FITHAW); whether there was one."""
+
 
 class Limits(Protocol):
     """Size limits on directories, and finding out what a place can do."""
@@ -185,5 +191,24 @@ class Limits(Protocol):
         """What disk a path or block device is on."""
 
 
-class Host(Files, Blocks, Mounts, Limits, Protocol):
+class Inspection(Protocol):
+    """What only a check of the pools asks."""
+
+    def owner(self, path: str) -> int:
+        """The user that a file or directory belongs to."""
+
+    def set_owner(self, path: str, owner: int, mode: int) -> None:
+        """Give a file or directory to a user, with no more than *mode*; EMLINK where a file has other names."""
+
+    def project_of(self, path: str) -> int:
+        """The quota project that a directory is in; 0 for none."""
+
+    def backing_path(self, device: LoopDevice) -> str:
+        """The path that the kernel has of a loop device's file, wherever that is now; "" where it does not tell."""
+
+    def openers(self, path: str) -> Sequence[int]:
+        """The processes, of those that can be seen, that have a device open."""
+
+
+class Host(Files, Blocks, Mounts, Limits, Inspection, Protocol):
     """A machine."""

@@ -17,6 +17,7 @@ from csi_local.model.quantity import Bytes
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _GROUP_BITS = 0o060
+_CHUNK = 1 << 16
 
 
 class LinuxFiles:
@@ -28,15 +29,26 @@ class LinuxFiles:
 
     def real_path(self, path: str) -> str:
         """See ``Files.real_path``."""
-        return os.path.realpath(path)
+        try:
+            with opened(path, os.O_PATH) as fd:
+                return os.readlink(f"/proc/self/fd/{fd}")
+        except (OSError, SyscallFailed):  # something on the way is not there
+            return os.path.realpath(path)
 
     def read_file(self, path: str) -> bytes:
         """See ``Files.read_file``."""
         with opened(path, os.O_RDONLY | os.O_NOFOLLOW) as fd, failing_as(f"read {path}"):
-            data = bytearray()
-            while chunk := os.read(fd, 1 << 16):
+            data = chunk = os.read(fd, _CHUNK)
+            while len(chunk) == _CHUNK:
+                chunk = os.read(fd, _CHUNK)
                 data += chunk
-            return bytes(data)
+            return data
+
+    def write_new_file(self, path: str, data: bytes) -> None:
+        """See ``Files.write_new_file``."""
+        with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW) as fd, failing_as(f"write {path}"):
+            _write_all(fd, data)
+            os.fsync(fd)
 
     def replace_file(self, path: str, data: bytes) -> None:
         """See ``Files.replace_file``."""
@@ -105,8 +117,10 @@ class LinuxFiles:
     def rename(self, source: str, target: str) -> None:
         """See ``Files.rename``."""
         syscalls.rename_noreplace(source, target)
-        parents = dict.fromkeys((os.path.dirname(target), os.path.dirname(source)))
-        for parent in parents:
+        parents = dict.fromkeys((os.path.dirname(source), os.path.dirname(target)))
+        for (
+            parent
+        ) in parents:  # the one it has left first: a btrfs then commits all, and has no more to do for the other
             self.sync_dir(parent)
 
     def sync_dir(self, path: str) -> None:

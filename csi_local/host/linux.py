@@ -1,11 +1,16 @@
 """The real machine: ``host.api.Host`` put together from this room's modules."""
 
+import errno
+import os
+import stat
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 
 from csi_local.host import devices, filesystems, loop, mounts, quota
 from csi_local.host.abilities import abilities
 from csi_local.host.files import LinuxFiles
+from csi_local.host.syscalls import failing_as, opened
+from csi_local.model.errors import SyscallFailed
 from csi_local.model.observed import LoopDevice, Mount, Signature, Usage
 from csi_local.model.pool import Abilities, Media
 from csi_local.model.quantity import Bytes
@@ -114,6 +119,10 @@ class LinuxMounts:
         """See ``Mounts.mount_flags``."""
         return mounts.mount_flags(path)
 
+    def thaw(self, path: str) -> bool:
+        """See ``Mounts.thaw``."""
+        return mounts.thaw(path)
+
 
 class LinuxLimits:
     """Implements ``host.api.Limits``."""
@@ -151,5 +160,51 @@ class LinuxLimits:
         return devices.media(path)
 
 
-class LinuxHost(LinuxFiles, LinuxBlocks, LinuxMounts, LinuxLimits):
+class LinuxInspection:
+    """Implements ``host.api.Inspection``."""
+
+    def owner(self, path: str) -> int:
+        """See ``Inspection.owner``."""
+        with failing_as(f"stat {path}"):
+            return os.lstat(path).st_uid
+
+    def set_owner(self, path: str, owner: int, mode: int) -> None:
+        """See ``Inspection.set_owner``."""
+        what = f"take over {path}"
+        with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd, failing_as(what):
+            found = os.fstat(fd)
+            if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):  # it may be anybody's file under our name
+                raise SyscallFailed(what, errno.EMLINK)
+            os.fchown(fd, owner, -1)
+            os.fchmod(fd, stat.S_IMODE(found.st_mode) & mode)
+
+    def project_of(self, path: str) -> int:
+        """See ``Inspection.project_of``."""
+        with opened(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) as fd:
+            return quota.project_of(fd)
+
+    def backing_path(self, device: LoopDevice) -> str:
+        """See ``Inspection.backing_path``."""
+        number = f"{os.major(device.device)}:{os.minor(device.device)}"
+        with suppress(OSError), open(f"/sys/dev/block/{number}/loop/backing_file", "rb") as file:
+            return os.fsdecode(file.read().rstrip(b"\n")).removesuffix(" (deleted)")
+        return ""
+
+    def openers(self, path: str) -> Sequence[int]:
+        """See ``Inspection.openers``: /proc/<pid>/fd, proc(5)."""
+        special = os.stat(path).st_rdev
+        return [number for number in map(int, filter(str.isdigit, os.listdir("/proc"))) if _has_open(number, special)]
+
+
+def _has_open(process: int, special: int) -> bool:
+    with suppress(OSError), os.scandir(f"/proc/{process}/fd") as entries:
+        for entry in entries:
+            with suppress(OSError):  # closed meanwhile
+                found = entry.stat()
+                if stat.S_ISBLK(found.st_mode) and found.st_rdev == special:
+                    return True
+    return False
+
+
+class LinuxHost(LinuxFiles, LinuxBlocks, LinuxMounts, LinuxLimits, LinuxInspection):
     """This machine."""

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 
+from csi_local.host import cpus
 from csi_local.model.errors import CommandFailed
 
 TIMEOUT_S = 120.0
@@ -41,7 +42,7 @@ def find(program: str) -> str | None:
 
 def start(argv: Sequence[str], log: str) -> Process:
     """Start a program that goes on beside us, its output appended to the file *log*."""
-    with open(log, "ab") as output:
+    with open(log, "ab") as output, cpus.everywhere():
         return subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
 
@@ -61,14 +62,15 @@ def run(argv: Sequence[str], *, ok: Sequence[int] = (0,), timeout_s: float = TIM
         "DM_DISABLE_UDEV": os.environ.get("DM_DISABLE_UDEV", ""),
     }
     try:
-        done = subprocess.run(
-            [program, *argv[1:]],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=timeout_s,
-            check=False,
-            env={key: value for key, value in environment.items() if value},
-        )
+        with cpus.everywhere():
+            done = subprocess.run(
+                [program, *argv[1:]],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=timeout_s,
+                check=False,
+                env={key: value for key, value in environment.items() if value},
+            )
     except subprocess.TimeoutExpired:
         raise CommandFailed(f"{' '.join(argv)}: no end after {timeout_s:.0f} s, killed") from None
     except OSError as error:

@@ -8,8 +8,6 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from csi_local.model.errors import SyscallFailed
 from csi_local.model.observed import FileInfo, FileKind
@@ -23,6 +21,7 @@ _AT_NO_AUTOMOUNT = 0x800
 _STATX_BASIC_STATS = 0x7FF
 _STATX_ATTR_MOUNT_ROOT = 0x2000
 _STATX = struct.Struct("=IIQIIIHHQQQQ64xIIII")
+_StatxBuffer = ctypes.c_char * 256
 _RENAME_NOREPLACE = 1
 
 _SYS_OPEN_TREE = 428
@@ -51,24 +50,44 @@ def _syscall(number: int, what: str, *arguments: object) -> int:
     return _check(int(_LIBC.syscall(ctypes.c_long(number), *arguments)), what)
 
 
-@contextmanager
-def failing_as(what: str) -> Iterator[None]:
+class failing_as:  # noqa: N801 (used as a with statement's verb)
     """Turn an OSError inside into SyscallFailed, naming *what*."""
-    try:
-        yield
-    except OSError as error:
-        raise SyscallFailed(what, error.errno or errno.EIO) from error
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        """Nothing to do yet."""
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        """Raise the other error instead."""
+        if isinstance(error, OSError):
+            raise SyscallFailed(self._what, error.errno or errno.EIO) from error
 
 
-@contextmanager
-def opened(path: str, flags: int) -> Iterator[int]:
+class opened:  # noqa: N801 (likewise)
     """A file descriptor for *path*, closed at the end. Close-on-exec always; a file that is made is its owner's."""
-    with failing_as(f"open {path}"):
-        fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+
+    __slots__ = ("_fd", "_flags", "_path")
+
+    def __init__(self, path: str, flags: int) -> None:
+        self._path = path
+        self._flags = flags
+        self._fd = -1
+
+    def __enter__(self) -> int:
+        """Open it."""
+        try:
+            self._fd = os.open(self._path, self._flags | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise SyscallFailed(f"open {self._path}", error.errno or errno.EIO) from error
+        return self._fd
+
+    def __exit__(self, *_error: object) -> None:
+        """Close it."""
+        os.close(self._fd)
 
 
 def ioctl(fd: int, request: int, argument: bytearray | int, what: str) -> int:
@@ -87,7 +106,7 @@ def _in_place(buffer: bytearray) -> "ctypes.Array[ctypes.c_char]":
 
 def statx(path: str) -> FileInfo | None:
     """statx(2) without following a final symbolic link; None where nothing is there."""
-    buffer = ctypes.create_string_buffer(256)
+    buffer = _StatxBuffer()
     flags = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
     if _LIBC.statx(AT_FDCWD, os.fsencode(path), flags, _STATX_BASIC_STATS, buffer) < 0:
         number = ctypes.get_errno()

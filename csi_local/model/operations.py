@@ -94,6 +94,13 @@ class WriteRecord(OnPath):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MakeRecord(OnPath):
+    """Write a new volume's record, durable as soon as its directory is; where nobody looks for one yet."""
+
+    record: VolumeRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Commit(Operation):
     """Give a directory its final name, durably: from here on it exists, or has ceased to."""
 
@@ -114,11 +121,13 @@ class Attach(OnPath):
 
     Attributes:
         keep: it stays when nobody has it open (raw block); otherwise it goes with its last user.
+        present: the devices it had before, which are not detached again where the plan fails.
     """
 
     sector_size: int
     keep: bool
     read_only: bool = False
+    present: tuple[LoopDevice, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

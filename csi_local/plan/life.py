@@ -1,7 +1,15 @@
 """A volume's beginning, growth and end, as operations on its pool."""
 
 from csi_local.backends import directory, loopfile
-from csi_local.model.operations import Commit, MakeDirectory, Operation, RemoveTree, WriteRecord
+from csi_local.model.operations import (
+    Commit,
+    MakeDirectory,
+    MakeRecord,
+    Operation,
+    RemoveTree,
+    SyncDirectory,
+    WriteRecord,
+)
 from csi_local.model.pool import Abilities
 from csi_local.model.quantity import Bytes
 from csi_local.model.volume import BackendKind, VolumeRecord
@@ -9,17 +17,24 @@ from csi_local.store.layout import RECORD_FILE, Layout
 
 
 def create(record: VolumeRecord, layout: Layout, abilities: Abilities, *, leftover: bool) -> tuple[Operation, ...]:
-    """Make everything under a provisional name, then give it the final one: that is the commit."""
+    """Make everything under a provisional name, then give it the final one: that is the commit.
+
+    On a btrfs the commit writes all that was done before it, and a new subvolume would make every earlier fsync beside
+    it do the same: so it comes last, and nothing else is synced. Elsewhere the directory is, once it is complete.
+    """
     place = layout.new(record.id)
+    said = MakeRecord(path=f"{place}/{RECORD_FILE}", record=record)
     if record.backend is BackendKind.DIRECTORY:
         bytes_made = directory.make(record, f"{place}/data", abilities)
     else:
         bytes_made = loopfile.make(record, f"{place}/disk.img")
+    synced = () if abilities.btrfs else (SyncDirectory(path=place),)
     return (
         *((RemoveTree(path=place),) if leftover else ()),
         MakeDirectory(path=place),
+        said,
         *bytes_made,
-        WriteRecord(path=f"{place}/{RECORD_FILE}", record=record),
+        *synced,
         Commit(source=place, target=layout.volume(record.id)),
     )
 

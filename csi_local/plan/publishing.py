@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from csi_local.backends import loopfile
 from csi_local.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from csi_local.model.mount_options import SHOWN, MountOptions
-from csi_local.model.observed import FileInfo, FileKind
+from csi_local.model.observed import FileInfo, FileKind, LoopDevice
 from csi_local.model.operations import (
     BindDevice,
     BindMount,
@@ -42,6 +42,7 @@ class PublishSeen:
     Attributes:
         path: what is at the target path.
         ours: whether this volume is mounted there.
+        loops: the volume's devices.
         writable: where it is, whether it can be written.
         published_as: how, as far as this process remembers.
         flags, staging_flags: of the mounts at the target and at the staging path.
@@ -51,6 +52,7 @@ class PublishSeen:
 
     path: FileInfo | None
     ours: bool = False
+    loops: tuple[LoopDevice, ...] = ()
     writable: bool = True
     published_as: Publication | None = None
     flags: frozenset[str] = frozenset()
@@ -85,7 +87,7 @@ def publish(
             f" {wanted.capability.mode} here, allows one target"
         )
     if record.block:
-        attach = loopfile.attach(record, layout.image(record.id), read_only=not wanted.writable)
+        attach = loopfile.attach(record, layout.image(record.id), seen.loops, read_only=not wanted.writable)
         return (*made, attach, BindDevice(path=target))
     access = wanted.capability.access
     group = access.group if isinstance(access, MountAccess) else None

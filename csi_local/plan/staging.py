@@ -84,7 +84,7 @@ def stage(
             *made,
             BindMount(path=path, source=layout.data(record.id), flags=options.per_mount(read_only=False)),
         )
-    attach = loopfile.attach(record, layout.image(record.id))
+    attach = loopfile.attach(record, layout.image(record.id), seen.loops)
     made = (*made, *_reserve(record, layout, seen))
     if record.block:
         return made if any(not loop.read_only for loop in seen.loops) else (*made, attach)

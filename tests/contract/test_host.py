@@ -100,6 +100,21 @@ class TestFiles:
             machine.host.replace_file(f"{machine.root}/planted", b"new")
         assert machine.host.read_file(file) == b"precious"
 
+    def test_write_new(self, machine: Machine) -> None:
+        path = f"{machine.root}/new"
+        machine.host.write_new_file(path, b"x" * 70_000)
+        assert machine.host.read_file(path) == b"x" * 70_000
+        assert there(machine, path).mode == 0o600
+        with fails(errno.ENOENT):
+            machine.host.write_new_file(f"{machine.root}/none/file", b"")
+
+    def test_write_new_never_replaces(self, machine: Machine) -> None:
+        file = machine.file("file", b"precious")
+        for path in (file, machine.link(f"{machine.root}/link", file), machine.folder("folder")):
+            with fails(errno.EEXIST):
+                machine.host.write_new_file(path, b"new")
+        assert machine.host.read_file(file) == b"precious"
+
     def test_list(self, machine: Machine) -> None:
         machine.folder("folder")
         machine.link(f"{machine.root}/link", machine.root)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import errno
+import os
 import uuid
 from typing import TYPE_CHECKING
 
 import pytest
 
+from csi_local.host.syscalls import ioctl, opened
 from csi_local.model.errors import SyscallFailed
 from csi_local.model.observed import FileKind, Usage
 from csi_local.model.pool import Abilities, Media, QuotaSupport
 from csi_local.model.quantity import MIB, Bytes
 from csi_local.model.volume import Filesystem
 from tests.contract.asking import NONE, attach, fails, format_it, there, volume
+from tests.fake.host import FakeHost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,6 +183,64 @@ class TestUnmount:
                 machine.host.unmount(point)
             machine.host.unmount(f"{point}/inner")
             machine.host.unmount(point)
+
+
+def freeze(machine: Machine, point: str) -> None:
+    """Freeze a filesystem (FIFREEZE)."""
+    if isinstance(machine.host, FakeHost):
+        machine.host.walk(point, "freeze").mount.filesystem.frozen = True
+        return
+    with opened(point, os.O_RDONLY) as fd:
+        ioctl(fd, 0xC0045877, 0, f"freeze {point}")
+
+
+class TestThaw:
+    def test_what_is_not_frozen(self, machine: Machine) -> None:
+        with volume(machine) as (_, point, _):
+            assert not machine.host.thaw(point)
+        with fails(errno.ENOENT):
+            machine.host.thaw(f"{machine.root}/none")
+        with fails(errno.ENOTDIR):
+            machine.host.thaw(machine.file("file"))
+
+    def test_what_is(self, machine: Machine) -> None:
+        with volume(machine) as (_, point, _):
+            freeze(machine, point)
+            assert machine.host.thaw(point)
+            assert not machine.host.thaw(point)
+            machine.host.replace_file(f"{point}/file", b"data")
+
+
+class TestInspection:
+    def test_owner(self, machine: Machine) -> None:
+        file, folder = machine.file("file"), machine.folder("folder")
+        assert {machine.host.owner(path) for path in (file, folder)} == {0}
+        machine.host.set_owner(file, 4242, 0o400)
+        assert (machine.host.owner(file), there(machine, file).mode) == (4242, 0o400)
+        machine.host.set_owner(folder, 4242, 0o777)
+        assert (machine.host.owner(folder), there(machine, folder).mode) == (4242, 0o700), "a mode only gets narrower"
+        with fails(errno.ELOOP):
+            machine.host.set_owner(machine.link(f"{machine.root}/link", file), 0, 0o600)
+        for act in (machine.host.owner, lambda path: machine.host.set_owner(path, 0, 0)):
+            with fails(errno.ENOENT):
+                act(f"{machine.root}/none")
+
+    def test_project(self, machine: Machine) -> None:
+        assert machine.host.project_of(machine.folder("folder")) == 0
+
+    def test_loop_device(self, machine: Machine) -> None:
+        image = machine.image("image", 32 * MIB)
+        with attach(machine, image, keep=True) as loop:
+            assert machine.host.backing_path(loop) == image
+            assert len(machine.host.openers(loop.path)) == 1
+            machine.host.rename(image, f"{image}-renamed")
+            assert machine.host.backing_path(loop) == f"{image}-renamed"
+        assert machine.host.openers(loop.path) == []
+        machine.host.remove(f"{image}-renamed")
+        assert machine.host.backing_path(loop).endswith("/image-renamed"), "where it was"
+        assert [one.backing for one in machine.host.all_loops() if one.path == loop.path] == [loop.backing]
+        machine.host.detach(loop)
+        assert machine.host.backing_path(loop) == ""
 
 
 class TestDeviceAt:

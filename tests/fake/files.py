@@ -79,6 +79,14 @@ class FakeFiles(Kernel):
             before.filesystem.drop(before)
         self._move(temporary, parent.node, name)
 
+    @call
+    def write_new_file(self, path: str, data: bytes) -> None:
+        """See `Files.write_new_file`."""
+        node = self.new_file(path, f"open {path}")
+        self.step("write_new_file.write")
+        node.filesystem.allocate(node, len(data), f"write {path}")
+        node.data, node.size = data, len(data)
+
     def _temporary(self, parent: Place, name: str, what: str) -> Node:
         old = parent.node.children.get(name)
         if old is None:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 from csi_local.model.mount_options import FILESYSTEM_KEYS
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from csi_local.host.api import Host
-    from csi_local.model.observed import Mount
+    from csi_local.model.observed import LoopDevice, Mount
     from csi_local.model.quantity import Bytes
 
 _SUPER = frozenset({"sync", "async", "dirsync", "lazytime", "nolazytime", "defaults"})
@@ -156,6 +157,13 @@ class FakeMounts(FakeBlocks):
         more = {"ro"} if place.mount.filesystem.read_only else set[str]()
         return (place.mount.flags | more) & _STATVFS
 
+    @call
+    def thaw(self, path: str) -> bool:
+        """See `Mounts.thaw`."""
+        filesystem = self.directory(path, f"open {path}").mount.filesystem
+        was, filesystem.frozen = filesystem.frozen, False
+        return was
+
 
 def _text(line: Mount) -> str:
     major, minor = line.device
@@ -253,7 +261,44 @@ class FakeLimits(FakeMounts):
         return Media.UNKNOWN if self.look(path) is None else Media.SSD
 
 
-class FakeHost(FakeLimits):
+class FakeInspection(FakeLimits):
+    """Implements `host.api.Inspection`."""
+
+    @call
+    def owner(self, path: str) -> int:
+        """See `Inspection.owner`."""
+        return self.walk(path, f"stat {path}").node.uid
+
+    @call
+    def set_owner(self, path: str, owner: int, mode: int) -> None:
+        """See `Inspection.set_owner`."""
+        place = self.walk(path, f"open {path}")
+        if place.node.kind is FileKind.SYMLINK:
+            raise failed(f"open {path}", errno.ELOOP)
+        self.check_writable(place, f"take over {path}")
+        place.node.uid, place.node.mode = owner, place.node.mode & mode
+
+    @call
+    def project_of(self, path: str) -> int:
+        """See `Inspection.project_of`."""
+        return self.directory(path, f"open {path}").node.project
+
+    @call
+    def backing_path(self, device: LoopDevice) -> str:
+        """See `Inspection.backing_path`: where it is now, or was when it was removed."""
+        loop = self.attached.get(os.minor(device.device))
+        if loop is None:
+            return ""
+        return loop.image.node.last_path or self.path_of(loop.image)
+
+    @call
+    def openers(self, path: str) -> Sequence[int]:
+        """See `Inspection.openers`."""
+        loop = self.loop_of(self.walk(path, f"stat {path}").node)
+        return list(range(2, 2 + loop.openers)) if loop is not None else []
+
+
+class FakeHost(FakeInspection):
     """A machine in memory."""
 
     def link(self, path: str, target: str) -> None:

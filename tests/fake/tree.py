@@ -38,6 +38,7 @@ class Node:
         subvolume: its own device number, where it is the top of a subvolume.
         held: the filesystem on it, where it is an image or a disk.
         dirty: offset of a byte that is not zero and no filesystem's, where it is an image or a disk.
+        last_path: where it was in its filesystem, if it was removed.
     """
 
     kind: FileKind
@@ -46,6 +47,7 @@ class Node:
     mode: int
     parent: Node | None = None
     name: str = ""
+    uid: int = 0
     gid: int = 0
     children: dict[str, Node] = field(default_factory=dict)
     data: bytes = b""
@@ -58,6 +60,7 @@ class Node:
     limit: int = 0
     held: FakeFilesystem | None = None
     dirty: int | None = None
+    last_path: str = ""
 
     @property
     def device(self) -> int:
@@ -107,6 +110,7 @@ class FakeFilesystem:
         whole: False where mkfs was interrupted.
         backing: the image or disk it is on.
         grown: how large the filesystem is; *backing* may be larger.
+        frozen: whether somebody froze it; only thawing looks at that.
     """
 
     type: str
@@ -117,6 +121,7 @@ class FakeFilesystem:
     projects: bool = False
     subvolume_limits: bool = False
     read_only: bool = False
+    frozen: bool = False
     whole: bool = True
     backing: Node | None = None
     used: int = 0
@@ -153,6 +158,8 @@ class FakeFilesystem:
     def drop(self, node: Node) -> None:
         """Take a node out of its directory and give its room back."""
         for one in node.below():
+            one.last_path = "/" + "/".join(reversed([above.name for above in one.ancestors() if above.parent]))
+            one.subvolume = one.device
             self.used -= one.allocated
             one.allocated = 0
         if node.parent is not None:

@@ -74,7 +74,7 @@ class Rig:
         self.sizes = Sizes(self.host, self.pools, executor, locks)
         self.publisher = Publisher(self.host, self.pools, executor, locks, 1000)
         self.pools.open()
-        self.publisher.count_staged()
+        self.publisher.take_over()
         self.sweeper.start()
 
     def _pass(self, name: str) -> None:
