@@ -13,7 +13,7 @@ from csi_local.plan.request import VolumeRequest
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
 _DEMO_DIR = "/var/tmp"  # noqa: S108 (a temporary directory of its own is made there)
-_NOT_SETTINGS = ("run", "command", "output", "size", "param", "block", "dir")
+_NOT_SETTINGS = ("run", "command", "output", "size", "param", "block", "dir", "repair")
 
 _POOL_HELP = """pools:
   --pool NAME=KIND:ARG[,key=value…], as often as there are pools:
@@ -59,7 +59,15 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("--size", default="1Gi", help="how large (1Gi)")
     explain.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="a StorageClass parameter")
     explain.add_argument("--block", action="store_true", help="a raw block device")
-    doctor = _command(commands, "doctor", "show what this node has and lacks, and the fix for each lack", _doctor)
+    doctor = _command(
+        commands,
+        "doctor",
+        "show what this node and its pools have, lack, and have wrong with them, and the fix",
+        _doctor,
+    )
+    doctor.add_argument(
+        "--repair", action="store_true", help="mend in the pools what is safe to mend; no driver may run"
+    )
     for shown in (pools, volumes, explain, doctor):
         shown.add_argument(
             "--output", choices=("table", "json"), default="table", help="for people or programs (table)"
@@ -128,8 +136,11 @@ def _explain(arguments: argparse.Namespace, flags: dict[str, object]) -> int:
 def _doctor(arguments: argparse.Namespace, flags: dict[str, object]) -> int:
     from csi_local import doctor  # noqa: PLC0415
 
-    given = config.load(flags) if config.names_pools(flags) else None
-    return doctor.doctor(given, arguments.output)
+    if not config.names_pools(flags):
+        if arguments.repair:
+            raise InvalidArgument("--repair mends pools: say which, with --pool or --config")
+        return doctor.doctor(None, arguments.output)
+    return doctor.doctor(config.load(flags), arguments.output, repair=arguments.repair)
 
 
 def _demo(arguments: argparse.Namespace, _flags: dict[str, object]) -> int:

@@ -1,0 +1,467 @@
+"""Whether what is in the pools fits together: from what was seen to findings, and to what may safely be mended.
+
+Nothing here touches anything. A finding with operations is one that ``csi-local doctor --repair`` mends; whatever
+might be the only copy of somebody's data, or of what is known about it, never has any.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from csi_local.backends import directory
+from csi_local.model.observed import FileInfo, FileKind, LoopDevice, Signature
+from csi_local.model.operations import Detach, OnPath, Operation, RemoveTree, ResizeImage
+from csi_local.model.pool import Abilities, PoolKind
+from csi_local.model.quantity import Bytes, format_bytes
+from csi_local.model.volume import BackendKind, FormatState, QuotaMode, VolumeId, VolumeRecord
+from csi_local.store.layout import NEW, POOL_FILE, RECORD_FILE, TRASH, Layout, is_leftover
+
+UNFINISHED = ".tmp"
+"""What a file's name ends with while it is written (``host.api.Files.replace_file``)."""
+
+_KNOWN = frozenset({POOL_FILE, "volumes", "snapshots", "lost+found"})
+_PRIVATE_DIRECTORY, _PRIVATE_FILE = 0o700, 0o600
+
+
+class Severity(StrEnum):
+    """How bad a finding is; ``info`` is not wrong, and no reason for an exit status of 1."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    INFO = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeOver(OnPath):
+    """Make the driver the owner of a file or directory of its own, and take away what others may do with it."""
+
+    owner: int
+    mode: int
+
+
+# --- what is seen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """A file or directory of the driver's own, by its path, and the user it belongs to."""
+
+    path: str
+    info: FileInfo
+    owner: int
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return self.path.rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSeen:
+    """What limits a directory volume.
+
+    Attributes:
+        project: the quota project that its directory is in.
+        total: the limit of the volume's project or subvolume, in bytes.
+        problem: why that cannot be read, or "".
+    """
+
+    project: int = 0
+    total: int = 0
+    used: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VolumeSeen:
+    """A volume's directory and what is in it.
+
+    Attributes:
+        files: its directory, then all that is directly in it.
+        record: None where it cannot be believed; *damage* then says why.
+        limit: of a directory volume that has one.
+        signature: what is on the image; only looked for where a filesystem should be there.
+        unreadable: why that could not be found out, or "".
+    """
+
+    id: VolumeId
+    files: tuple[Seen, ...]
+    record: VolumeRecord | None = None
+    damage: str = ""
+    limit: LimitSeen | None = None
+    signature: Signature | None = None
+    unreadable: str = ""
+
+    def file(self, name: str) -> Seen | None:
+        """What has that name in its directory."""
+        return next((seen for seen in self.files[1:] if seen.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopSeen:
+    """A loop device on a file of the pool.
+
+    Attributes:
+        file: the path that the kernel has of the file; "" where it does not tell.
+        volume: whose image that is; None where it is no existing volume's.
+        points: where it, or its filesystem, is mounted.
+        users: who else has it open, in words; looked for only where the volume is not there.
+    """
+
+    device: LoopDevice
+    file: str
+    volume: VolumeId | None
+    points: tuple[str, ...] = ()
+    users: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BindSeen:
+    """A mount elsewhere of a directory in the pool: *inside* is its path below the pool's top."""
+
+    point: str
+    inside: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolSeen:
+    """A pool's contents.
+
+    Attributes:
+        problem: why it cannot be looked at, or "".
+        damage: what is wrong with pool.json, or "".
+        busy: whether a driver has the pool open, so that what looks unfinished may be under way.
+        us: the user that the driver runs as.
+        filesystem: the name of the pool's own.
+        names: what is in its top directory; strays: what is in ``volumes`` and cannot be a volume.
+    """
+
+    name: str
+    kind: PoolKind
+    root: str = ""
+    problem: str = ""
+    damage: str = ""
+    uuid: str = ""
+    busy: bool = False
+    us: int = 0
+    filesystem: str = ""
+    names: tuple[Seen, ...] = ()
+    strays: tuple[Seen, ...] = ()
+    volumes: tuple[VolumeSeen, ...] = ()
+    loops: tuple[LoopSeen, ...] = ()
+    binds: tuple[BindSeen, ...] = ()
+
+    @property
+    def layout(self) -> Layout:
+        """The names inside it."""
+        return Layout(self.root)
+
+
+# --- what that means
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One thing that is not as it should be.
+
+    Attributes:
+        pool: the pool's name.
+        where: a path, a device or a mount point; "" for the pool itself.
+        found: what was seen, and what it means.
+        fix: what to do.
+        mend: what --repair does about it; nothing where that would not be safe.
+        volume: the volume it is about, or "".
+    """
+
+    severity: Severity
+    pool: str
+    where: str
+    found: str
+    fix: str
+    mend: tuple[Operation, ...] = ()
+    volume: str = ""
+
+    @property
+    def wrong(self) -> bool:
+        """Whether something is wrong, and not merely worth knowing."""
+        return self.severity is not Severity.INFO
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What makes it the same finding at another look."""
+        return self.pool, self.where, self.found
+
+
+def judge(pools: Sequence[PoolSeen]) -> list[Finding]:
+    """Everything that is not as it should be, pool by pool, the worst first."""
+    order = list(Severity)
+    found = [finding for pool in pools for finding in (*_pool(pool), *_twice(pool, pools))]
+    names = [pool.name for pool in pools]
+    return sorted(found, key=lambda one: (names.index(one.pool), order.index(one.severity)))
+
+
+def _pool(pool: PoolSeen) -> Iterator[Finding]:
+    if pool.problem:
+        yield _say(pool, Severity.ERROR, "", pool.problem, "see the message; nothing in this pool was looked at")
+        return
+    if pool.damage:
+        fix = "restore pool.json from a backup; --repair never writes it"
+        yield _say(pool, Severity.ERROR, pool.layout.pool_file, pool.damage, fix)
+    for seen in pool.names:
+        yield from _top(pool, seen)
+    if not any(seen.name == "volumes" for seen in pool.names):
+        fix = "restore it, or take the pool's disk out and make another pool"
+        yield _say(pool, Severity.ERROR, pool.layout.volumes, "the directory of all volumes is gone", fix)
+    for seen in pool.strays:
+        yield _unknown(pool, seen, Severity.WARNING)
+    for volume in pool.volumes:
+        for finding in _volume(pool, volume):
+            yield replace(finding, volume=volume.id)
+    yield from _loops(pool)
+    yield from _binds(pool)
+
+
+def _say(
+    pool: PoolSeen, severity: Severity, where: str, found: str, fix: str, mend: tuple[Operation, ...] = ()
+) -> Finding:
+    return Finding(severity=severity, pool=pool.name, where=where, found=found, fix=fix, mend=mend)
+
+
+# --- names and owners
+
+
+def _top(pool: PoolSeen, seen: Seen) -> Iterator[Finding]:
+    if is_leftover(seen.name):
+        yield _leftover(pool, seen)
+    elif seen.name == POOL_FILE + UNFINISHED:
+        yield _unfinished(pool, seen)
+    elif seen.name not in _KNOWN:
+        yield _unknown(pool, seen, Severity.INFO if pool.kind is PoolKind.PATH else Severity.WARNING)
+    elif seen.name in (POOL_FILE, "volumes"):
+        yield from _owned(pool, seen)
+
+
+def _leftover(pool: PoolSeen, seen: Seen) -> Finding:
+    if seen.name.startswith(NEW):
+        what = "a volume whose making was cut short: nobody was ever told that it exists"
+    elif seen.name.startswith(TRASH):
+        what = "a volume that was deleted, and whose blocks were not given back yet"
+    else:
+        what = "left from trying out what the pool's filesystem can do"
+    if pool.busy:
+        return _say(pool, Severity.INFO, seen.path, f"{what}; perhaps this moment", "nothing: the driver removes it")
+    users = [loop.device.path for loop in pool.loops if loop.file.startswith(f"{seen.path}/")]
+    users += [bind.point for bind in pool.binds if bind.inside.startswith(f"{seen.name}/")]
+    if users:
+        return _say(pool, Severity.WARNING, seen.path, f"{what}; {', '.join(users)} still uses it", "see there")
+    fix = "--repair removes it; so does the driver when it starts"
+    return _say(pool, Severity.WARNING, seen.path, what, fix, (RemoveTree(path=seen.path),))
+
+
+def _unfinished(pool: PoolSeen, seen: Seen) -> Finding:
+    what = "left from writing a file, which was cut short: the file itself is whole, as it was before"
+    if pool.busy:
+        return _say(pool, Severity.INFO, seen.path, f"{what}; perhaps this moment", "nothing, unless it stays")
+    if seen.info.kind is not FileKind.FILE:
+        return _unknown(pool, seen, Severity.WARNING)
+    return _say(pool, Severity.WARNING, seen.path, what, "--repair removes it", (RemoveTree(path=seen.path),))
+
+
+def _unknown(pool: PoolSeen, seen: Seen, severity: Severity) -> Finding:
+    found = f"a {seen.info.kind} that csi-local did not make"
+    return _say(
+        pool, severity, seen.path, found, "move it out of the pool if nobody needs it here; it is never touched"
+    )
+
+
+def _owned(pool: PoolSeen, seen: Seen) -> Iterator[Finding]:
+    """Records, images and their directories are the driver's alone; what is in a volume is its pods'."""
+    allowed = {FileKind.DIRECTORY: _PRIVATE_DIRECTORY, FileKind.FILE: _PRIVATE_FILE}.get(seen.info.kind)
+    if allowed is None:
+        return
+    wrong = []
+    if seen.owner != pool.us:
+        wrong.append(f"belongs to user {seen.owner} instead of {pool.us}")
+    if seen.info.mode & ~allowed:
+        wrong.append(f"has mode {seen.info.mode:04o} instead of {allowed:04o}")
+    if wrong:
+        found = f"it {' and '.join(wrong)}: others may read or change what is the driver's alone"
+        fix = "find out who did that; --repair takes it back and changes nothing in it"
+        mend = TakeOver(path=seen.path, owner=pool.us, mode=allowed)
+        yield _say(pool, Severity.WARNING, seen.path, found, fix, (mend,))
+
+
+# --- volumes
+
+
+def _volume(pool: PoolSeen, volume: VolumeSeen) -> Iterator[Finding]:
+    yield from _owned(pool, volume.files[0])
+    record = volume.record
+    bytes_name = {BackendKind.DIRECTORY: ("data",), BackendKind.LOOPFILE: ("disk.img",)}
+    expected = bytes_name[record.backend] if record else ("data", "disk.img")
+    for seen in volume.files[1:]:
+        if seen.name == RECORD_FILE + UNFINISHED:
+            yield _unfinished(pool, seen)
+        elif seen.name in (RECORD_FILE, "disk.img") and seen.name in (RECORD_FILE, *expected):
+            yield from _owned(pool, seen)
+        elif seen.name not in expected:
+            yield _unknown(pool, seen, Severity.WARNING)
+    if record is None:
+        newer = "upgrade" in volume.damage
+        fix = (
+            "upgrade the driver"
+            if newer
+            else "restore volume.json from a backup, or save the data and move the directory out of the pool"
+        )
+        path = pool.layout.record(volume.id)
+        what = volume.damage.removesuffix(": upgrade the driver")
+        yield _say(pool, Severity.ERROR, path, f"{what}; the volume cannot be used and is left as it is", fix)
+    elif record.backend is BackendKind.DIRECTORY:
+        yield from _directory(pool, volume, record)
+    else:
+        yield from _image(pool, volume, record)
+
+
+def _directory(pool: PoolSeen, volume: VolumeSeen, record: VolumeRecord) -> Iterator[Finding]:
+    path, seen, limit = pool.layout.data(record.id), volume.file("data"), volume.limit
+    if seen is None or seen.info.kind is not FileKind.DIRECTORY:
+        yield _say(pool, Severity.ERROR, path, "the volume's data is gone", "restore it from a backup")
+    elif record.quota is not QuotaMode.HARD or limit is None:
+        return
+    elif limit.problem:
+        found = f"nothing enforces the limit of {format_bytes(record.size)}: {limit.problem}"
+        fix = "let the pool's filesystem limit directories again: mount option prjquota, or a btrfs with quota"
+        yield _say(pool, Severity.ERROR, path, found, fix)
+    else:
+        yield from _limit(pool, record, path, limit)
+
+
+def _limit(pool: PoolSeen, record: VolumeRecord, path: str, limit: LimitSeen) -> Iterator[Finding]:
+    abilities = Abilities(filesystem=pool.filesystem)
+    wrong = []
+    elsewhere = limit.project != record.project and not abilities.btrfs
+    if elsewhere:
+        wrong.append(f"it is in quota project {limit.project} instead of {record.project}: what it has is not counted")
+    if limit.total != record.size:
+        size = format_bytes(limit.total) if 0 < limit.total < 1 << 63 else "nothing"
+        wrong.append(f"it is limited to {size} instead of {format_bytes(record.size)}")
+    if not wrong:
+        return
+    mend = directory.limit(record, path, record.size, abilities)
+    fix = "--repair sets it"
+    if elsewhere:
+        fix += "; files that are in it already stay in the project they are in"
+    if limit.used > record.size:  # its pods would at once fail to write
+        mend, fix = (), f"it holds {format_bytes(limit.used)}: grow the volume to at least that"
+    severity = Severity.INFO if pool.busy and limit.total > record.size and len(wrong) == 1 else Severity.WARNING
+    yield _say(pool, severity, path, "; ".join(wrong), fix, mend)
+
+
+def _image(pool: PoolSeen, volume: VolumeSeen, record: VolumeRecord) -> Iterator[Finding]:
+    path, seen = pool.layout.image(record.id), volume.file("disk.img")
+    if seen is None or seen.info.kind is not FileKind.FILE:
+        yield _say(pool, Severity.ERROR, path, "the volume's image is gone", "restore it from a backup")
+        return
+    size, blocks = seen.info.size, seen.info.allocated
+    if size < record.size:
+        found = f"the image was cut short: it has {size} bytes instead of {record.size}, and what was behind is lost"
+        fix = "restore it from a backup; it is left as it is and cannot be staged"
+        yield _say(pool, Severity.ERROR, path, found, fix)
+        return
+    if size > record.size:
+        found = f"the image has {size} bytes, its record says {record.size}: growing was cut short, which is harmless"
+        yield _say(pool, Severity.INFO, path, found, "nothing: growing it again completes it")
+    if record.thick and blocks < record.size:
+        lacking = format_bytes(record.size - blocks)
+        found = f"{lacking} of its {format_bytes(record.size)} have no blocks reserved: writes may meet a full pool"
+        mend = ResizeImage(path=path, size=Bytes(record.size), thick=True)
+        yield _say(pool, Severity.WARNING, path, found, "--repair reserves them; so does staging it", (mend,))
+    yield from _format(pool, volume, record, path)
+
+
+def _format(pool: PoolSeen, volume: VolumeSeen, record: VolumeRecord, path: str) -> Iterator[Finding]:
+    if record.format is FormatState.FORMATTING:
+        found = "staging was cut short while the filesystem was made, which is harmless: nobody has used it yet"
+        yield _say(pool, Severity.INFO, path, found, "nothing: staging it again completes it")
+    elif volume.unreadable:
+        found = f"what is on the image cannot be found out: {volume.unreadable}"
+        yield _say(pool, Severity.ERROR, path, found, "look at the kernel's log and at the disk under the pool")
+    elif record.format is FormatState.FORMATTED:
+        there = volume.signature
+        if there is None or (there.type, there.uuid) != (record.filesystem, record.fs_uuid):
+            what = f"{there.type} (UUID {there.uuid or 'none'})" if there else "nothing"
+            found = f"it was formatted as {record.filesystem} (UUID {record.fs_uuid}), and {what} is found on it"
+            yield _say(pool, Severity.ERROR, path, found, "restore it from a backup; it is never formatted again")
+
+
+# --- loop devices and mounts
+
+
+def _loops(pool: PoolSeen) -> Iterator[Finding]:
+    blocks = {volume.id: volume.record.block for volume in pool.volumes if volume.record}
+    for loop in pool.loops:
+        if loop.volume is None:
+            yield _orphan(pool, loop)
+        elif not loop.points and blocks.get(loop.volume):
+            found = f"attached for volume {loop.volume}, published nowhere: staged, or left by an unstaging cut short"
+            fix = "nothing while its pod starts or stops; else unstage the volume"
+            yield replace(_say(pool, Severity.INFO, loop.device.path, found, fix), volume=loop.volume)
+        elif not loop.points:
+            severity = Severity.INFO if pool.busy else Severity.WARNING
+            found = f"attached for volume {loop.volume}, mounted nowhere"
+            fix = f"staging takes it over; or see who has it open, then losetup -d {loop.device.path}"
+            yield replace(_say(pool, severity, loop.device.path, found, fix), volume=loop.volume)
+    writable = defaultdict(list)
+    for loop in pool.loops:
+        if not loop.device.read_only:
+            writable[loop.device.backing].append(loop)
+    for several in writable.values():
+        if len(several) > 1:
+            devices = " and ".join(loop.device.path for loop in several)
+            found = f"{devices} write to one image, each with a cache of its own: what one writes the other overwrites"
+            fix = "stop the pods that use it, detach all but the one that is mounted, and check the filesystem"
+            where = several[0].file or several[0].device.path
+            yield replace(_say(pool, Severity.ERROR, where, found, fix), volume=several[0].volume or "")
+
+
+def _orphan(pool: PoolSeen, loop: LoopSeen) -> Finding:
+    found = f"attached to {loop.file or 'a file'}, which is no volume's image: the volume was deleted"
+    if loop.points:
+        fix = f"it is mounted at {', '.join(loop.points)}: stop what uses it and unmount it"
+        return _say(pool, Severity.WARNING, loop.device.path, found, fix)
+    if loop.users:
+        return _say(pool, Severity.WARNING, loop.device.path, found, f"{loop.users}: end that first")
+    mend = (Detach(loop=loop.device),)
+    return _say(pool, Severity.WARNING, loop.device.path, found, "--repair detaches it: nobody has it open", mend)
+
+
+def _binds(pool: PoolSeen) -> Iterator[Finding]:
+    there = {volume.id for volume in pool.volumes}
+    for bind in pool.binds:
+        top, _, rest = bind.inside.partition("/")
+        gone = top != "volumes" or rest.partition("/")[0] not in there or bind.inside.endswith("//deleted")
+        if gone:
+            found = f"{bind.inside.removesuffix('//deleted')} of the pool is mounted here, and no such volume exists"
+            fix = f"stop what uses it, then umount {bind.point}"
+            yield _say(pool, Severity.WARNING, bind.point, found, fix)
+
+
+# --- one pool beside another
+
+
+def _twice(pool: PoolSeen, pools: Sequence[PoolSeen]) -> Iterator[Finding]:
+    same = [other.name for other in pools if other.uuid == pool.uuid and other is not pool]
+    if pool.uuid and same:
+        found = f"it has the same uuid as pool {' and '.join(same)}: one is a copy of the other, or both are one"
+        fix = "give the driver only one of them, and never write to both"
+        yield _say(pool, Severity.ERROR, "", found, fix)
+    counts = Counter(volume.id for other in pools for volume in other.volumes)
+    for volume in pool.volumes:
+        if counts[volume.id] > 1:
+            others = [
+                other.name for other in pools if other is not pool and any(volume.id == v.id for v in other.volumes)
+            ]
+            found = f"volume {volume.id} is in pool {' and '.join(others)} too: the driver refuses to choose"
+            fix = "find out which is right, and move the other's directory out of its pool"
+            yield replace(_say(pool, Severity.ERROR, pool.layout.volume(volume.id), found, fix), volume=str(volume.id))
