@@ -14,7 +14,15 @@ from typing import TypeVar
 from csi_local.engine import making
 from csi_local.engine.execute import Executor
 from csi_local.host.api import Host
-from csi_local.model.errors import Busy, DriverError, FailedPrecondition, HostError, NotFound, SyscallFailed
+from csi_local.model.errors import (
+    Busy,
+    DriverError,
+    FailedPrecondition,
+    HostError,
+    NotFound,
+    SyscallFailed,
+    Unavailable,
+)
 from csi_local.model.observed import FileKind, LoopDevice, Mount
 from csi_local.model.operations import RemoveTree
 from csi_local.model.pool import PoolKind, PoolSpec
@@ -223,7 +231,7 @@ class _Look:
         spec, root = self._place.spec, self._place.root
         try:
             uuid, damage = self._store.open(spec.kind), ""
-        except (FailedPrecondition, HostError) as error:
+        except (FailedPrecondition, Unavailable, HostError) as error:
             uuid, damage = "", str(error)
         volumes = self.volumes()
         strays = (seen for seen in self._files(self._layout.volumes) if seen.name not in volumes)
@@ -280,7 +288,7 @@ class _Look:
             record = self._store.load(volume)
         except NotFound:
             return None
-        except (FailedPrecondition, HostError) as error:
+        except (FailedPrecondition, Unavailable, HostError) as error:
             damage = str(error).removeprefix(f"volume {volume!r}: ").partition("; ")[0]
             return VolumeSeen(id=volume, files=self._what_can_be_seen(top), damage=damage)
         seen = VolumeSeen(id=volume, files=files, record=record)

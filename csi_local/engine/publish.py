@@ -74,15 +74,15 @@ class Publisher:
                         ours.add(image.identity)
                     if volume in bound or attached:
                         self._staged.setdefault(volume, None)
-        self._thaw({loop.path for loop in loops if loop.backing in ours})
+        self._thaw({loop.path: loop.device for loop in loops if loop.backing in ours})
 
-    def _thaw(self, devices: set[str]) -> None:
+    def _thaw(self, devices: dict[str, int]) -> None:
         """A filesystem that was frozen for a copy stays so when whoever froze it dies; its pods would wait for ever."""
-        points = {mount.source: mount.point for mount in self._host.mounts("/dev/loop") if mount.source in devices}
-        for device, point in points.items():
-            with suppress(HostError):
-                if self._host.thaw(point):
-                    _log.warning("the filesystem on %s at %s was left frozen; it is thawed", device, point)
+        for mount in self._host.mounts("/dev/loop"):
+            device = devices.get(mount.source)
+            with suppress(HostError):  # hidden by another mount: not ours to touch
+                if device and self._host.device_at(mount.point) == device and self._host.thaw(mount.point):
+                    _log.warning("the filesystem on %s at %s was left frozen; it is thawed", mount.source, mount.point)
 
     def _plain(self, path: str) -> str:
         """*path* as the kernel shows it: with the links on the way to it followed, and itself left alone."""

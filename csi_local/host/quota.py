@@ -3,6 +3,7 @@
 Structures and numbers: linux/fs.h (FS_IOC_FS*XATTR), linux/quota.h and linux/dqblk_xfs.h, linux/btrfs.h.
 """
 
+import errno
 import os
 import struct
 import uuid
@@ -184,6 +185,8 @@ def limit_subvolume(path: str, size: Bytes) -> None:
     """Limit a subvolume; *size* 0 lifts the limit."""
     limit = struct.pack("=6Q", 0, _LIMIT_REFERENCED, size or _UNLIMITED, 0, 0, 0)
     with opened(path, _DIRECTORY) as fd:
+        if not subvolume_id(fd):  # the kernel would limit the one it is in: the pool's
+            raise SyscallFailed(f"limit subvolume {path}", errno.EINVAL)
         ioctl(fd, _QGROUP_LIMIT, bytearray(limit), f"limit subvolume {path}")
 
 

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 
 from csi_local.host.api import Host
-from csi_local.model.errors import DamagedRecord, FailedPrecondition, NotFound, SyscallFailed
+from csi_local.model.errors import DamagedRecord, FailedPrecondition, NotFound, SyscallFailed, Unavailable
 from csi_local.model.pool import PoolKind
 from csi_local.model.volume import VolumeId, VolumeRecord, known_id
 from csi_local.store.layout import LAYOUT_VERSION, Layout, is_leftover
@@ -25,9 +25,15 @@ class PoolStore:
         """Make the directory a pool, or see that it is one; return the pool's uuid.
 
         Raises:
-            FailedPrecondition: pool.json is unreadable, newer, or of another kind of pool.
+            FailedPrecondition: pool.json is newer, or of another kind of pool.
+            Unavailable: it is damaged, or missing while there are volumes.
         """
         if self._host.stat(self.layout.pool_file) is None:
+            if self._host.stat(self.layout.volumes) is not None and self._host.list_dir(self.layout.volumes):
+                raise Unavailable(
+                    f"{self.layout.pool_file} is missing, but there are volumes: restore it from a backup, or write"
+                    f' {{"layout":{LAYOUT_VERSION},"uuid":"{uuid.uuid4()}","kind":"{kind}"}} into it'
+                )
             self._host.make_dir(self.layout.volumes, exist_ok=True)
             document = {"layout": LAYOUT_VERSION, "uuid": str(uuid.uuid4()), "kind": str(kind)}
             self._host.replace_file(self.layout.pool_file, json.dumps(document).encode() + b"\n")
@@ -35,7 +41,7 @@ class PoolStore:
             document = json.loads(self._host.read_file(self.layout.pool_file))
             layout, identity, made_as = int(document["layout"]), str(document["uuid"]), document["kind"]
         except (ValueError, KeyError, TypeError):
-            raise FailedPrecondition(f"{self.layout.pool_file} is damaged; restore it from a backup") from None
+            raise Unavailable(f"{self.layout.pool_file} is damaged; restore it from a backup") from None
         if layout > LAYOUT_VERSION:
             raise FailedPrecondition(f"{self.layout.pool_file} has layout {layout}: upgrade the driver")
         if made_as != kind:

@@ -304,8 +304,12 @@ class TestSubvolumes:
         with fails(errno.ENOTTY):
             machine.host.make_subvolume(f"{machine.root}/sub")
         for act in (machine.host.subvolume_usage, lambda path: machine.host.limit_subvolume(path, Bytes(MIB))):
-            with fails(errno.ENOTTY, errno.EOPNOTSUPP):
+            with fails(errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL):
                 act(machine.root)
+
+    def test_a_directory_in_one_is_not_limited(self, machine: Machine) -> None:
+        with fails(errno.EINVAL if machine.filesystem is Filesystem.BTRFS else errno.ENOTTY, errno.EINVAL):
+            machine.host.limit_subvolume(machine.folder("folder"), Bytes(MIB))
 
     def on_subvolume(self, machine: Machine, check: Callable[[str], None]) -> None:
         """Call *check* with a new subvolume, where there are any."""

@@ -213,6 +213,8 @@ class FakeLimits(FakeMounts):
         place = self.directory(path, what)
         if place.mount.filesystem.type != "btrfs":
             raise failed(what, errno.ENOTTY)
+        if not place.node.subvolume:
+            raise failed(what, errno.EINVAL)
         if not place.mount.filesystem.subvolume_limits:
             raise failed(what, errno.ENOTCONN)
         place.node.limit = size

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from csi_local.model.errors import DriverError, FailedPrecondition
+from csi_local.model.errors import DriverError, FailedPrecondition, Unavailable
 from csi_local.model.quantity import MIB
 from csi_local.model.volume import CapacityRange, Filesystem, FormatState, VolumeId
 from tests.fake.calls import Crash
@@ -258,3 +258,31 @@ def test_a_volume_that_is_in_two_pools_is_used_in_neither() -> None:
             act()
     with pytest.raises(FailedPrecondition, match="a and b"):
         driver.volumes.delete(volume, PATIENCE_S)
+
+
+class TestPoolFile:
+    """A pool that cannot say what it is keeps nobody else from working, and is not made anew."""
+
+    @pytest.mark.parametrize("damage", [b"", b"{", b'{"layout":1}', b"[]", b"null", None])
+    def test_damaged_or_gone(self, damage: bytes | None) -> None:
+        driver = Rig("a=path:/pools/a", "b=path:/pools/b")
+        for pool in "ab":
+            driver.host.make_dirs(f"/pools/{pool}")
+        driver.start()
+        volume = driver.volumes.create(request("data", 64 * MIB, {"pool": "a", "backend": "loopfile"}), PATIENCE_S).id
+        path = "/pools/a/pool.json"
+        before = driver.host.read_file(path)
+        if damage is None:
+            driver.host.remove(path)
+        else:
+            driver.host.replace_file(path, damage)
+        driver.crash()
+        assert not driver.pools.ready
+        with pytest.raises(Unavailable, match=r"pool\.json is (damaged|missing)"):
+            driver.volumes.get(volume)
+        driver.volumes.create(request("other", 64 * MIB, {"pool": "b", "backend": "loopfile"}), PATIENCE_S)
+        assert (driver.host.stat(path) is None) == (damage is None)
+        driver.host.replace_file(path, before)
+        driver.pools.retry()
+        assert driver.pools.ready
+        assert driver.volumes.get(volume).record is not None
