@@ -349,7 +349,7 @@ class _Look:
                 images[image.identity] = volume
         for device in attached:
             of = images.get(device.backing)
-            file = self._host.backing_path(device) if of is None else self._layout.image(of)
+            file = self._host.backing_path(device.device) if of is None else self._layout.image(of)
             if of is None and not self._was_image(file):
                 continue
             points = tuple(self._points(device))

@@ -76,6 +76,8 @@ class Executor:
                 host.limit_project(path, project, size)
             case op.LimitSubvolume(path=path, size=size):
                 host.limit_subvolume(path, size)
+            case op.CommitSubvolume(path=path):
+                host.commit_subvolume(path)
             case op.MakeImage(path=path, size=size, thick=thick):
                 host.make_image(path, size, thick=thick)
             case op.ResizeImage(path=path, size=size, thick=thick):

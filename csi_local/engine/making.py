@@ -221,9 +221,9 @@ def _mount(host: Host, device: str, point: str, filesystem: Filesystem) -> None:
 
 def _leave(host: Host, point: str) -> None:
     """Unmount a pool, unless volumes that are in use lie in it."""
-    top = host.stat(point)
-    if top is None or any(loop.backing[0] == top.device for loop in host.all_loops()):
-        return
-    with suppress(DriverError):
+    with suppress(DriverError):  # its disk may fail
+        top = host.stat(point)
+        if top is None or any(loop.backing[0] == top.device for loop in host.all_loops()):
+            return
         host.unmount(point)
         host.remove(point)

@@ -42,7 +42,8 @@ class Observer:
                     points.append(mount.point)
                 elif mount.root.endswith(inside) or f"{inside}/" in mount.root:
                     at = self._host.stat(mount.point)
-                    if at is not None and at.device == data.device:
+                    seen = at is not None and at.device == data.device
+                    if seen or mount.device == self._superblock(layout.root):  # which something may be mounted over
                         points.append(mount.point)
             return tuple(points)
         for loop in loops:
@@ -53,6 +54,11 @@ class Observer:
                 if mount.source == loop.path or (mount.root.endswith(f"/{name}") and self._is_node(mount.point, loop))
             )
         return tuple(points)
+
+    def _superblock(self, path: str) -> tuple[int, int] | None:
+        """What mountinfo calls the filesystem of *path*; stat(2) calls a btrfs's subvolumes otherwise."""
+        over = [m for m in self._host.mounts() if f"{path}/".startswith(f"{m.point.rstrip('/')}/")]
+        return max(reversed(over), key=lambda mount: len(mount.point)).device if over else None
 
     def _is_node(self, path: str, loop: LoopDevice) -> bool:
         found = self._host.stat(path)

@@ -200,6 +200,15 @@ class Pool:
         return number
 
 
+def _is_gone(pool: Pool) -> bool:
+    """Whether a pool must be opened anew; one whose disk fails is there, and keeps no other from being looked after."""
+    try:
+        return pool.gone
+    except HostError as error:
+        _log.warning("pool %s: %s", pool.spec.name, error)
+        return False
+
+
 def absent(spec: PoolSpec, why: str) -> PoolView:
     """The view of a pool that cannot be used."""
     return PoolView(
@@ -227,6 +236,7 @@ class Pools:
         self._open: dict[str, Pool] = {}
         self._missing = {spec.name: "not opened yet" for spec in specs}
         self._held: dict[str, ExitStack] = {}
+        self._uuids: dict[str, str] = {}
 
     def open(self) -> None:
         """Open every pool that is there; what is missing or failing is tried again by :meth:`retry`.
@@ -261,7 +271,11 @@ class Pools:
         return opened
 
     def _adopt(self, spec: PoolSpec, root: str) -> Pool:
+        if spec.name in self._uuids and self._host.stat(Layout(root).pool_file) is None:
+            raise Unavailable(f"{root} is empty: the filesystem that the pool is on is not mounted")
         pool = Pool(self._host, spec, root)
+        if pool.uuid != self._uuids.setdefault(spec.name, pool.uuid):
+            raise Unavailable(f"{root} holds another pool (uuid {pool.uuid}, not {self._uuids[spec.name]})")
         for path in [] if self._visiting else pool.store.leftovers():
             name = path.rpartition("/")[2]
             if name.startswith(NEW):  # out of the way of a retry; the sweeper takes it from there
@@ -310,7 +324,10 @@ class Pools:
         Raises:
             FailedPrecondition: two have: one was missing when the other's was made.
         """
-        found = [pool for pool in self.all() if pool.store.exists(volume)]
+        return self._only(volume, self._search(volume)[0])
+
+    @staticmethod
+    def _only(volume: VolumeId, found: list[Pool]) -> Pool | None:
         if len(found) > 1:
             names = " and ".join(pool.spec.name for pool in found)
             raise FailedPrecondition(
@@ -319,10 +336,24 @@ class Pools:
             )
         return found[0] if found else None
 
+    def _search(self, volume: VolumeId) -> tuple[list[Pool], dict[str, str]]:
+        """The pools that have the volume, and those that cannot say, with the reason: a failing disk is one pool's."""
+        found, failing = [], {}
+        for pool in self.all():
+            for last in (False, True):  # asked twice: an error that passes must not hide a volume
+                try:
+                    if pool.store.exists(volume):
+                        found.append(pool)
+                    break
+                except HostError as error:
+                    if last:
+                        failing[pool.spec.name] = str(error)
+        return found, failing
+
     def _let_go(self) -> None:
         """Close the pools that are gone, so that they are opened again when they are back."""
         for pool in self.all():
-            if pool.gone:
+            if _is_gone(pool):
                 name = pool.spec.name
                 self._missing[name] = _GONE
                 self._open.pop(name, None)
@@ -337,12 +368,13 @@ class Pools:
             Unavailable: none has, but one is missing that might.
         """
         volume = known_id(shown)
-        pool = self.locate(volume) if volume is not None else None
-        if pool is None:
-            self._let_go()
-        if volume is not None and pool is not None:
+        if volume is None:
+            raise NotFound(f"there is no volume {shown!r} on this node")
+        found, failing = self._search(volume)
+        if (pool := self._only(volume, found)) is not None:
             return pool, volume
-        if volume is not None and self._missing:
-            missing = "; ".join(f"{name}: {why}" for name, why in self._missing.items())
+        self._let_go()
+        if unknown := {**self._missing, **failing}:
+            missing = "; ".join(f"{name}: {why}" for name, why in unknown.items())
             raise Unavailable(f"volume {shown!r} is in none of the open pools, but not all are open ({missing})")
         raise NotFound(f"there is no volume {shown!r} on this node")

@@ -4,7 +4,8 @@ import errno
 import logging
 import threading
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
@@ -12,6 +13,7 @@ from csi_local.engine.observe import Observer
 from csi_local.engine.pools import Pool, Pools
 from csi_local.host.api import Host
 from csi_local.model.errors import (
+    CommandFailed,
     FailedPrecondition,
     HostError,
     InvalidArgument,
@@ -21,7 +23,7 @@ from csi_local.model.errors import (
     Unavailable,
 )
 from csi_local.model.mount_options import MountOptions
-from csi_local.model.observed import FileKind, Usage
+from csi_local.model.observed import FileKind, Mount, Usage
 from csi_local.model.operations import Detach, Operation, RemoveTarget, Unmount
 from csi_local.model.quantity import Bytes
 from csi_local.model.volume import (
@@ -32,6 +34,7 @@ from csi_local.model.volume import (
     QuotaMode,
     VolumeId,
     VolumeRecord,
+    known_id,
 )
 from csi_local.plan import publishing, staging
 from csi_local.plan.publishing import Publication, PublishSeen
@@ -87,7 +90,19 @@ class Publisher:
     def _plain(self, path: str) -> str:
         """*path* as the kernel shows it: with the links on the way to it followed, and itself left alone."""
         parent, _, name = path.rpartition("/")
-        return f"{self._host.real_path(parent or '/').rstrip('/')}/{name}"
+        plain = f"{self._host.real_path(parent or '/').rstrip('/')}/{name}"
+        for pool in self._pools.all():
+            if plain.startswith((f"{pool.layout.volumes}/", f"{pool.root}/.")):
+                raise InvalidArgument(f"{path} is in pool {pool.spec.name}, among its volumes")
+        return plain
+
+    @contextmanager
+    def _alone_at(self, patience_s: float, *paths: str) -> Iterator[None]:
+        """Be the only one at these paths: what was seen there must still be so when something is mounted."""
+        with ExitStack() as held:
+            for path in sorted(set(paths)):
+                held.enter_context(self._locks.hold(path, patience_s))
+            yield
 
     # --- staging
 
@@ -102,7 +117,7 @@ class Publisher:
         """
         pool, volume = self._pools.find(shown)
         path = self._plain(path)
-        with self._locks.hold(volume, patience_s):
+        with self._locks.hold(volume, patience_s), self._alone_at(patience_s, path):
             record = pool.store.load(volume)
             check_usable(record, capability)
             self._stage(pool, record, path, capability)
@@ -147,7 +162,12 @@ class Publisher:
         if directory or there is None or record.block:
             return StagingSeen(path=at, bytes_there=there, loops=loops)
         image = layout.image(record.id)
-        signature = self._host.probe(image)
+        try:
+            signature = self._host.probe(image)
+        except CommandFailed as error:
+            raise FailedPrecondition(
+                f"volume {record.id}: what is on it cannot be told, and so it is left as it is: {error}"
+            ) from error
         size = None
         if signature is not None and signature.type == record.filesystem and not loops:
             size = self._host.filesystem_size(image, record.filesystem)
@@ -164,7 +184,7 @@ class Publisher:
         if place is None:
             return
         pool, volume = place
-        with self._locks.hold(volume, patience_s):
+        with self._locks.hold(volume, patience_s), self._alone_at(patience_s, path):
             ours = self._observer.is_mounted_at(pool.layout, volume, path)
             loops = self._observer.loops(pool.layout, volume)
             points = self._observer.mount_points(pool.layout, volume, loops)
@@ -187,10 +207,30 @@ class Publisher:
         except NotFound:
             return None
         except Unavailable:
-            at = self._host.stat(path)
-            if at is not None and at.mount_root:
-                raise
+            volume = known_id(shown)
+            for mount in self._host.mounts(path.rpartition("/")[2]):
+                if mount.point == path:
+                    if volume is None or not self._is_lost(volume, mount):
+                        raise
+                    self._leave_lost(volume, path)
             return None
+
+    def _is_lost(self, volume: VolumeId, mount: Mount) -> bool:
+        """Whether a mount is that of the volume, as the kernel's tables have it: its pool cannot be asked."""
+        if mount.root.endswith(f"/volumes/{volume}/data"):
+            return True
+        node = self._host.stat(mount.source if mount.source.startswith("/dev/") else mount.point)
+        image = self._host.backing_path(node.special) if node is not None and node.kind is FileKind.BLOCK else ""
+        return image.endswith(f"/volumes/{volume}/disk.img")
+
+    def _leave_lost(self, volume: VolumeId, path: str) -> None:
+        """Let pods go whose disk is gone: their mounts would also keep it from coming back."""
+        _log.warning("volume %s is taken from %s; its pool cannot be read", volume, path)
+        self._executor.run("leave", (Unmount(path=path),))
+        published = path in self._published.get(volume, {})
+        self._forget(volume, path)
+        if published:
+            self._remove_target(path)
 
     # --- publishing
 
@@ -215,28 +255,35 @@ class Publisher:
         staged, target = paths = (self._plain(paths[0]), self._plain(paths[1]))
         if staged == target:
             raise InvalidArgument("the target path and the staging path are the same")
-        with self._locks.hold(volume, patience_s):
+        with self._locks.hold(volume, patience_s), self._alone_at(patience_s, *paths):
             record = pool.store.load(volume)
             check_usable(record, capability)
             wanted = Publication(volume=record.id, capability=capability, read_only=read_only)
-            self._ensure_staged(pool, record, staged, capability)
-            seen = self._look_at_target(pool, record, staged, target, capability)
-            options = _options(record, capability)
-            operations = publishing.publish(record, wanted, options, paths, pool.layout, seen)
+            operations = self._plan(pool, record, wanted, paths)  # what is refused leaves nothing staged
+            if self._ensure_staged(pool, record, staged, capability):
+                operations = self._plan(pool, record, wanted, paths)
             self._executor.run("publish", operations)
             self._published.setdefault(volume, {})[target] = wanted
 
-    def _ensure_staged(self, pool: Pool, record: VolumeRecord, path: str, capability: Capability) -> None:
+    def _plan(
+        self, pool: Pool, record: VolumeRecord, wanted: Publication, paths: tuple[str, str]
+    ) -> tuple[Operation, ...]:
+        seen = self._look_at_target(pool, record, *paths, wanted.capability)
+        return publishing.publish(record, wanted, _options(record, wanted.capability), paths, pool.layout, seen)
+
+    def _ensure_staged(self, pool: Pool, record: VolumeRecord, path: str, capability: Capability) -> bool:
+        """Stage again what should be staged; whether that was needed."""
         if record.block:
             staged = any(not loop.read_only for loop in self._observer.loops(pool.layout, record.id))
         else:
             staged = self._observer.is_mounted_at(pool.layout, record.id, path)
         if staged:
-            return
+            return False
         if record.format not in (FormatState.NONE, FormatState.FORMATTED) or self._host.stat(path) is None:
             raise FailedPrecondition(f"volume {record.id} is not staged at {path}: call NodeStageVolume first")
         _log.warning("volume %s should be staged at %s and is not: staging it again", record.id, path)
         self._stage(pool, record, path, capability)
+        return True
 
     def _look_at_target(
         self, pool: Pool, record: VolumeRecord, staged: str, target: str, capability: Capability
@@ -273,7 +320,7 @@ class Publisher:
         if place is None:
             return
         pool, volume = place
-        with self._locks.hold(volume, patience_s):
+        with self._locks.hold(volume, patience_s), self._alone_at(patience_s, target):
             at = self._host.stat(target)
             ours = self._observer.is_volume(pool.layout, volume, target, at)
             if at is None:

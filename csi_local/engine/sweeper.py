@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from csi_local.engine.pools import Pool, Pools
 from csi_local.host.api import Host
-from csi_local.model.errors import DriverError
+from csi_local.model.errors import DriverError, HostError
 from csi_local.store.layout import TRASH, is_leftover
 
 _log = logging.getLogger(__name__)
@@ -105,7 +105,8 @@ class Sweeper:
             for pool in self._pools.retry():
                 self._add_leftovers(pool)
             for pool in self._pools.all():
-                self._add_leftovers(pool, TRASH)  # what could not be removed before
+                with suppress(HostError):  # a disk that fails is told of when it is used
+                    self._add_leftovers(pool, TRASH)  # what could not be removed before
             self._pools.sample()
         except DriverError as error:
             _log.warning("looking after the pools: %s", error)

@@ -178,6 +178,9 @@ class Limits(Protocol):
     def limit_subvolume(self, path: str, size: Bytes) -> None:
         """Limit a btrfs subvolume."""
 
+    def commit_subvolume(self, path: str) -> None:
+        """Make everything durable that was done on the btrfs at *path*, new subvolumes and their limits too."""
+
     def settle(self, path: str) -> None:
         """Let a btrfs give back at once what was removed from it; nothing elsewhere (BTRFS_IOC_SYNC)."""
 
@@ -203,8 +206,11 @@ class Inspection(Protocol):
     def project_of(self, path: str) -> int:
         """The quota project that a directory is in; 0 for none."""
 
-    def backing_path(self, device: LoopDevice) -> str:
-        """The path that the kernel has of a loop device's file, wherever that is now; "" where it does not tell."""
+    def backing_path(self, device: int) -> str:
+        """The path that the kernel has of a loop device's file, wherever that is now; "" where it does not tell.
+
+        *device* is its number. The file itself is not asked, so that a failing disk is no matter.
+        """
 
     def openers(self, path: str) -> Sequence[int]:
         """The processes, of those that can be seen, that have a device open."""

@@ -143,6 +143,10 @@ class LinuxLimits:
         """See ``Limits.limit_subvolume``."""
         quota.limit_subvolume(path, size)
 
+    def commit_subvolume(self, path: str) -> None:
+        """See ``Limits.commit_subvolume``."""
+        quota.commit_subvolume(path)
+
     def settle(self, path: str) -> None:
         """See ``Limits.settle``."""
         quota.settle(path)
@@ -183,9 +187,9 @@ class LinuxInspection:
         with opened(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) as fd:
             return quota.project_of(fd)
 
-    def backing_path(self, device: LoopDevice) -> str:
+    def backing_path(self, device: int) -> str:
         """See ``Inspection.backing_path``."""
-        number = f"{os.major(device.device)}:{os.minor(device.device)}"
+        number = f"{os.major(device)}:{os.minor(device)}"
         with suppress(OSError), open(f"/sys/dev/block/{number}/loop/backing_file", "rb") as file:
             return os.fsdecode(file.read().rstrip(b"\n")).removesuffix(" (deleted)")
         return ""

@@ -70,6 +70,10 @@ class LimitSubvolume(OnPath):
     size: Bytes
 
 
+class CommitSubvolume(OnPath):
+    """Make a new subvolume, or its new limit, durable."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeImage(OnPath):
     """Make a file of that size that reads as zeros; thick reserves its blocks."""

@@ -19,8 +19,8 @@ from csi_local.store.layout import RECORD_FILE, Layout
 def create(record: VolumeRecord, layout: Layout, abilities: Abilities, *, leftover: bool) -> tuple[Operation, ...]:
     """Make everything under a provisional name, then give it the final one: that is the commit.
 
-    On a btrfs the commit writes all that was done before it, and a new subvolume would make every earlier fsync beside
-    it do the same: so it comes last, and nothing else is synced. Elsewhere the directory is, once it is complete.
+    On a btrfs a new subvolume makes every fsync beside it slow, and is durable only when all is: so it comes last, with
+    a commit of its own. Elsewhere the directory is synced once it is complete.
     """
     place = layout.new(record.id)
     said = MakeRecord(path=f"{place}/{RECORD_FILE}", record=record)
@@ -28,7 +28,8 @@ def create(record: VolumeRecord, layout: Layout, abilities: Abilities, *, leftov
         bytes_made = directory.make(record, f"{place}/data", abilities)
     else:
         bytes_made = loopfile.make(record, f"{place}/disk.img")
-    synced = () if abilities.btrfs else (SyncDirectory(path=place),)
+    late = abilities.btrfs and record.backend is BackendKind.DIRECTORY
+    synced = () if late else (SyncDirectory(path=place),)
     return (
         *((RemoveTree(path=place),) if leftover else ()),
         MakeDirectory(path=place),

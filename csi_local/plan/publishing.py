@@ -102,8 +102,8 @@ def publish(
 def _check_same(wanted: Publication, options: MountOptions, seen: PublishSeen, target: str) -> None:
     known = seen.published_as
     asked, has = options.shown - {"ro"}, (seen.flags & SHOWN) - {"ro"}
-    as_asked = known == wanted if known is not None else asked <= has <= asked | seen.staging_flags
-    if seen.writable != wanted.writable or not as_asked:
+    alike = seen.writable == wanted.writable and asked <= has <= asked | seen.staging_flags
+    if not (known == wanted if known is not None else alike):  # the pool itself may have become read-only since
         raise AlreadyExists(f"volume {wanted.volume} is published at {target} with another capability or readonly")
 
 

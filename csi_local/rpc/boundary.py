@@ -38,6 +38,9 @@ _ERRNO_CODES = {
     errno.ENOSPC: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errno.EDQUOT: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errno.EFBIG: grpc.StatusCode.OUT_OF_RANGE,
+    errno.EACCES: grpc.StatusCode.FAILED_PRECONDITION,
+    errno.EPERM: grpc.StatusCode.FAILED_PRECONDITION,
+    errno.EEXIST: grpc.StatusCode.ABORTED,
     errno.EBUSY: grpc.StatusCode.FAILED_PRECONDITION,
     errno.ENOENT: grpc.StatusCode.FAILED_PRECONDITION,
     errno.ENOTDIR: grpc.StatusCode.FAILED_PRECONDITION,
@@ -49,6 +52,8 @@ _ERRNO_CODES = {
     errno.ENXIO: grpc.StatusCode.UNAVAILABLE,
 }
 
+_MAX_MESSAGE = 2000
+"""Bytes of an error's message: gRPC sends three for each that is not ASCII, and clients take 8 KiB of headers."""
 MAX_STRING, MAX_MAP, MAX_PATH = 128, 4096, 4095
 """Bytes (CSI specification, "Size Limits"; paths as long as the system allows)."""
 _PATHS = frozenset({"staging_target_path", "target_path", "volume_path"})
@@ -109,7 +114,8 @@ def guarded(method: str, handler: Handler) -> Callable[[Message, Context], Messa
             level = logging.DEBUG if method in _QUIET else logging.INFO
             _log.log(level, "%s %s OK %.1f ms", method, _subject(request), (time.perf_counter() - began) * 1000)
             return response
-        _log.warning("%s %s %s: %s", method, _subject(request), code.name, text)
+        text = _short(text, _MAX_MESSAGE)
+        _log.warning("%s %s %s: %s", method, _subject(request), code.name, _on_one_line(text))
         context.abort(code, text)
 
     return serve
@@ -192,4 +198,16 @@ class _Shown:
 
 
 def _subject(request: Message) -> str:
-    return str(getattr(request, "volume_id", "") or getattr(request, "name", "")) or "-"
+    subject = str(getattr(request, "volume_id", "") or getattr(request, "name", ""))
+    return _on_one_line(_short(subject, MAX_STRING)) or "-"
+
+
+def _short(text: str, size: int) -> str:
+    """*text*, cut to at most *size* bytes where it has more."""
+    data = text.encode()
+    return text if len(data) <= size else data[:size].decode(errors="ignore") + "…"
+
+
+def _on_one_line(text: str) -> str:
+    """*text* with what ends a line, or moves a terminal's cursor, escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -231,16 +231,16 @@ class TestInspection:
     def test_loop_device(self, machine: Machine) -> None:
         image = machine.image("image", 32 * MIB)
         with attach(machine, image, keep=True) as loop:
-            assert machine.host.backing_path(loop) == image
+            assert machine.host.backing_path(loop.device) == image
             assert len(machine.host.openers(loop.path)) == 1
             machine.host.rename(image, f"{image}-renamed")
-            assert machine.host.backing_path(loop) == f"{image}-renamed"
+            assert machine.host.backing_path(loop.device) == f"{image}-renamed"
         assert machine.host.openers(loop.path) == []
         machine.host.remove(f"{image}-renamed")
-        assert machine.host.backing_path(loop).endswith("/image-renamed"), "where it was"
+        assert machine.host.backing_path(loop.device).endswith("/image-renamed"), "where it was"
         assert [one.backing for one in machine.host.all_loops() if one.path == loop.path] == [loop.backing]
         machine.host.detach(loop)
-        assert machine.host.backing_path(loop) == ""
+        assert machine.host.backing_path(loop.device) == ""
 
 
 class TestDeviceAt:
@@ -306,6 +306,12 @@ class TestSubvolumes:
         for act in (machine.host.subvolume_usage, lambda path: machine.host.limit_subvolume(path, Bytes(MIB))):
             with fails(errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL):
                 act(machine.root)
+
+    def test_commit(self, machine: Machine) -> None:
+        self.on_subvolume(machine, machine.host.commit_subvolume)
+        if machine.filesystem is not Filesystem.BTRFS:
+            with fails(errno.ENOTTY, errno.EOPNOTSUPP):
+                machine.host.commit_subvolume(machine.root)
 
     def test_a_directory_in_one_is_not_limited(self, machine: Machine) -> None:
         with fails(errno.EINVAL if machine.filesystem is Filesystem.BTRFS else errno.ENOTTY, errno.EINVAL):

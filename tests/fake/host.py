@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from csi_local.host.api import Host
-    from csi_local.model.observed import LoopDevice, Mount
+    from csi_local.model.observed import Mount
     from csi_local.model.quantity import Bytes
 
 _SUPER = frozenset({"sync", "async", "dirsync", "lazytime", "nolazytime", "defaults"})
@@ -220,6 +220,13 @@ class FakeLimits(FakeMounts):
         place.node.limit = size
 
     @call
+    def commit_subvolume(self, path: str) -> None:
+        """See `Limits.commit_subvolume`."""
+        what = f"commit what was done at {path}"
+        if self.directory(path, what).mount.filesystem.type != "btrfs":
+            raise failed(what, errno.ENOTTY)
+
+    @call
     def settle(self, path: str) -> None:
         """See `Limits.settle`."""
         self.directory(path, f"open {path}")
@@ -286,9 +293,9 @@ class FakeInspection(FakeLimits):
         return self.directory(path, f"open {path}").node.project
 
     @call
-    def backing_path(self, device: LoopDevice) -> str:
+    def backing_path(self, device: int) -> str:
         """See `Inspection.backing_path`: where it is now, or was when it was removed."""
-        loop = self.attached.get(os.minor(device.device))
+        loop = self.attached.get(os.minor(device))
         if loop is None:
             return ""
         return loop.image.node.last_path or self.path_of(loop.image)

@@ -34,7 +34,7 @@ def subclasses(kind: type[errors.DriverError]) -> Iterator[type[errors.DriverErr
 
 def example(kind: type[errors.DriverError]) -> errors.DriverError:
     """Return an error of that class."""
-    return kind("stat /x", errno.EPERM) if issubclass(kind, errors.SyscallFailed) else kind("said")
+    return kind("stat /x", errno.EDOM) if issubclass(kind, errors.SyscallFailed) else kind("said")
 
 
 class TestCodes:
@@ -78,7 +78,10 @@ class TestCodes:
             (errno.EROFS, Code.UNAVAILABLE),
             (errno.EIO, Code.UNAVAILABLE),
             (errno.ENODEV, Code.UNAVAILABLE),
-            (errno.EPERM, Code.INTERNAL),
+            (errno.EPERM, Code.FAILED_PRECONDITION),
+            (errno.EACCES, Code.FAILED_PRECONDITION),
+            (errno.EEXIST, Code.ABORTED),
+            (errno.EDOM, Code.INTERNAL),
         ],
     )
     def test_of_a_system_call(self, number: int, code: Code) -> None:
