@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from collections import deque
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,23 @@ if TYPE_CHECKING:
 
 MKFS_XFS = ("mkfs.xfs", "-q", "-K")
 MKFS_EXT4 = ("mkfs.ext4", "-q", "-E", "nodiscard")
+MKFS_BTRFS = ("mkfs.btrfs", "-q", "-K")
 MKFS_EXT4_PRJQUOTA = ("mkfs.ext4", "-q", "-O", "quota,project", "-E", "quotatype=prjquota,nodiscard")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """A filesystem under a pool, that can limit directories."""
+
+    mkfs: tuple[str, ...]
+    options: str = ""
+
+
+GROUNDS = {
+    "xfs": Ground(mkfs=MKFS_XFS, options="prjquota"),
+    "ext4": Ground(mkfs=MKFS_EXT4_PRJQUOTA, options="prjquota"),
+    "btrfs": Ground(mkfs=MKFS_BTRFS),
+}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -84,5 +101,20 @@ def make_filesystem(mkfs: Sequence[str], device: Path) -> None:
 
 def filesystem_of(device: Path) -> str:
     """Return what blkid sees on a device, "" for nothing."""
-    argv = ["blkid", "--probe", "--match-tag", "TYPE", "--output", "value", str(device)]
+    return _probed(device, "TYPE")
+
+
+def uuid_of(device: Path) -> str:
+    """Return the UUID of the filesystem on a device or in an image."""
+    return _probed(device, "UUID")
+
+
+def _probed(device: Path, tag: str) -> str:
+    argv = ["blkid", "--probe", "--match-tag", tag, "--output", "value", str(device)]
     return subprocess.run(argv, check=False, capture_output=True, text=True).stdout.strip()
+
+
+def preloaded(folder: Path, code: str) -> dict[str, str]:
+    """Return an environment in which every Python runs this code at its start (https://docs.python.org/3/library/site.html)."""
+    (folder / "sitecustomize.py").write_text(code)
+    return {"PYTHONPATH": str(folder)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import subprocess
 import tempfile
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +14,7 @@ import pytest
 
 from tests.driver import Driver, serving
 from tests.observe import MIB, device_size, get, put, take_down, until
-from tests.uml.conftest import MKFS_EXT4, filesystem_of, make_filesystem
+from tests.uml.conftest import MKFS_EXT4, filesystem_of, make_filesystem, uuid_of
 from tests.uml.writing import fill, usage
 
 if TYPE_CHECKING:
@@ -109,12 +108,6 @@ def reboot(driver: Driver) -> None:
     driver.kill()
     for root in (driver.root, *roots):
         take_down(root)
-
-
-def uuid_of(disk: Path) -> str:
-    """Return the UUID of the filesystem on a disk."""
-    argv = ["blkid", "--probe", "--match-tag", "UUID", "--output", "value", str(disk)]
-    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def fingerprint(disk: Path) -> str:

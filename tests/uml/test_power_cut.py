@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.client import Code, outcome
 from tests.driver import serving
 from tests.observe import MIB, get, put
 from tests.uml import powercut
-from tests.uml.conftest import MKFS_XFS, make_filesystem, mounted
+from tests.uml.conftest import GROUNDS, Ground, make_filesystem, mounted, preloaded, uuid_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from tests.client import Volume
@@ -23,10 +26,20 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.uml
 
-CUTS = 16
-"""How many of the possible moments are tried, evenly spread."""
+CUTS = os.environ.get("CSI_LOCAL_CUTS", "16")
+"""How many of the possible moments are tried on each filesystem: a number, or "all"."""
 SMALL, LARGE = 64 * MIB, 96 * MIB
 DATA = b"acknowledged" * 1000
+FSYNC = """
+import os, stat
+real = os.fsync
+def fsync(fd):
+    directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+    if ({skip}):
+        return
+    real(fd)
+os.fsync = os.fdatasync = fsync
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,18 +47,19 @@ class Wanted:
     """A volume of the story."""
 
     name: str
-    backend: str
+    params: Mapping[str, str]
     fs: str = ""
 
-    def create(self, driver: Driver) -> Volume:
-        """Ask for it; asking again must find it."""
-        return driver.create(self.name, SMALL, params={"backend": self.backend}, fs=self.fs)
+    def create(self, driver: Driver, **other: str) -> Volume:
+        """Ask for it, or for one with other parameters; asking again must find it."""
+        return driver.create(self.name, SMALL, params={**self.params, **other}, fs=self.fs)
 
 
-DIRECTORY = Wanted(name="directory", backend="directory")
-LOOPFILE = Wanted(name="loopfile", backend="loopfile", fs="ext4")
-LATER = Wanted(name="later", backend="directory")
-ALL = (DIRECTORY, LOOPFILE, LATER)
+DIRECTORY = Wanted(name="directory", params={"backend": "directory"})
+LOOPFILE = Wanted(name="loopfile", params={"backend": "loopfile"}, fs="ext4")
+BRIEF_DIRECTORY = Wanted(name="brief-directory", params={"backend": "directory"})
+BRIEF_LOOPFILE = Wanted(name="brief-loopfile", params={"backend": "loopfile", "allocation": "thin"}, fs="ext4")
+ALL = (DIRECTORY, LOOPFILE, BRIEF_DIRECTORY, BRIEF_LOOPFILE)
 
 
 @dataclass(slots=True)
@@ -54,6 +68,7 @@ class Known:
 
     begun: set[str] = field(default_factory=set)
     done: set[str] = field(default_factory=set)
+    uuid: str = ""  # of the filesystem on the loopfile volume
 
     def learn(self, mark: str) -> None:
         """Read one mark."""
@@ -62,90 +77,221 @@ class Known:
             self.begun.add(step)
         elif word == "done":
             self.done.add(step)
+        elif word == "uuid":
+            self.uuid = step
 
 
-def test_a_power_cut_loses_nothing_acknowledged_and_leaves_nothing_half(disks: Disks) -> None:
+class LossError(AssertionError):
+    """Something that had been acknowledged is not there, or something is there by halves."""
+
+
+@dataclass(slots=True)
+class Story:
+    """What is done to volumes in their lives, each step marked in the log."""
+
+    recording: powercut.Recording
+    driver: Driver
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Mark the beginning of a step, and its acknowledgement."""
+        self.recording.mark(f"begun:{name}")
+        yield
+        self.recording.mark(f"done:{name}")
+
+    def create(self, wanted: Wanted) -> Volume:
+        """Create a volume."""
+        with self.step(f"create-{wanted.name}"):
+            return wanted.create(self.driver)
+
+    def delete(self, volume: Volume) -> None:
+        """Delete a volume."""
+        with self.step(f"delete-{volume.id}"):
+            self.driver.delete(volume)
+
+    def tell(self) -> None:
+        """Tell all of it."""
+        driver = self.driver
+        directory, brief = self.create(DIRECTORY), self.create(BRIEF_DIRECTORY)
+        with self.step("write-directory"):
+            put(driver.attach(directory), DATA)
+        loopfile = self.create(LOOPFILE)
+        with self.step("stage-loopfile"):
+            driver.stage(loopfile)
+        self.recording.mark(f"uuid:{uuid_of(driver.backing_file(loopfile))}")
+        with self.step("write-loopfile"):
+            put(driver.publish(loopfile), DATA)
+        with self.step("expand-directory"):
+            driver.expand(directory, LARGE)
+        with self.step("expand-loopfile"):
+            driver.expand(loopfile, LARGE)
+        self.delete(brief)
+        brief = self.create(BRIEF_LOOPFILE)
+        self.delete(brief)
+
+    def begin(self) -> None:
+        """Tell its beginning."""
+        self.create(DIRECTORY)
+        self.create(LOOPFILE)
+
+
+@pytest.mark.parametrize("filesystem", GROUNDS)
+def test_a_power_cut_loses_nothing_acknowledged_and_leaves_nothing_half(filesystem: str, disks: Disks) -> None:
+    with recorded(GROUNDS[filesystem], Story.tell, disks) as cuts:
+        examine(cuts, chosen(cuts.entries))
+
+
+@pytest.mark.parametrize(
+    ("skip", "seen"),
+    [
+        ("True", "directory, created: lost"),
+        ("directory", "directory, created: lost"),
+        ("not directory", r"pool\.json is damaged"),
+    ],
+    ids=["at-all", "of-directories", "of-files"],
+)
+def test_a_driver_that_leaves_out_fsync_is_caught(skip: str, seen: str, disks: Disks, tmp_path: Path) -> None:
+    """Without this, the test above could be one that cannot fail."""
+    env = preloaded(tmp_path, FSYNC.format(skip=skip))
+    with recorded(GROUNDS["xfs"], Story.begin, disks, env) as cuts:
+        points = acknowledgements(cuts.entries)
+        assert len(points) > 1
+        with pytest.raises(LossError, match=seen):
+            examine(cuts, points)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cuts:
+    """A story that was recorded, and where it can be cut short."""
+
+    ground: Ground
+    log: Path
+    rebuilt: Path
+    changes: Path
+    entries: list[powercut.Entry]
+
+    def at(self, points: list[int]) -> Iterator[tuple[Known, Path]]:
+        """Cut after so many entries: yield what the client knew, and the pool as it was left."""
+        known, replayed = Known(), 0
+        for point in points:
+            powercut.replay(self.log, self.entries[replayed:point], self.rebuilt)
+            for entry in self.entries[replayed:point]:
+                if entry.mark:
+                    known.learn(entry.mark)
+            replayed = point
+            print(f"the power goes after entry {point}; done: {', '.join(sorted(known.done))}")
+            with (
+                powercut.cut(self.rebuilt, self.changes) as device,
+                mounted(device, self.ground.options) as pool,
+            ):
+                yield known, pool
+
+
+@contextmanager
+def recorded(
+    ground: Ground, tell: Callable[[Story], None], disks: Disks, env: Mapping[str, str] | None = None
+) -> Iterator[Cuts]:
+    """Record a story on disks that are lent for it."""
     disk, rebuilt = disks.take(), disks.take()
     log, changes = disks.take_any(), disks.take_any()
     with powercut.Recording(disk, log) as recording:
-        make_filesystem(MKFS_XFS, recording.device)
+        make_filesystem(ground.mkfs, recording.device)
         recording.mark("done:mkfs")
-        with mounted(recording.device, "prjquota") as pool:
-            tell_the_story(recording, pool)
+        with (
+            mounted(recording.device, ground.options) as pool,
+            serving(f"disk=path:{pool}", env=env) as driver,
+        ):
+            tell(Story(recording, driver))
+            recording.mark("end")
     entries = powercut.entries(log)
-    known, replayed = Known(), 0
-    for point in moments(entries):
-        powercut.replay(log, entries[replayed:point], rebuilt)
-        for entry in entries[replayed:point]:
-            if entry.mark:
-                known.learn(entry.mark)
-        replayed = point
-        print(f"the power goes after entry {point}; done: {', '.join(sorted(known.done))}")
-        with powercut.cut(rebuilt, changes) as device, mounted(device, "prjquota") as pool:
-            check(known, pool)
+    yield Cuts(ground=ground, log=log, rebuilt=rebuilt, changes=changes, entries=entries)
     for path in (disk, rebuilt, log, changes):
         disks.give_back(path)
 
 
-def moments(entries: list[powercut.Entry]) -> list[int]:
-    """Choose lengths of the prefixes to try: after a flush, once the filesystem is there."""
-    start = next(number for number, entry in enumerate(entries) if entry.mark == "done:mkfs")
-    possible = [number + 1 for number, entry in enumerate(entries) if number > start and entry.settles]
-    step = max(1, len(possible) // CUTS)
-    print(f"{len(entries)} entries, {len(possible)} moments, every {step}th is tried")
-    return [*possible[::step], len(entries)]
+def acknowledgements(entries: list[powercut.Entry]) -> list[int]:
+    """Return the moments just after something was acknowledged: the disk has no more than it must."""
+    return [number + 1 for number, entry in enumerate(entries) if entry.mark.startswith("done:")]
 
 
-def tell_the_story(recording: powercut.Recording, pool: Path) -> None:
-    """Do what is done to volumes in their lives, and mark each step in the log."""
-
-    @contextmanager
-    def step(name: str) -> Iterator[None]:
-        recording.mark(f"begun:{name}")
-        yield
-        recording.mark(f"done:{name}")
-
-    with serving(f"disk=path:{pool}") as driver:
-        with step("create-directory"):
-            directory = DIRECTORY.create(driver)
-        with step("write-directory"):
-            put(driver.attach(directory), DATA)
-        with step("create-loopfile"):
-            loopfile = LOOPFILE.create(driver)
-        with step("write-loopfile"):
-            put(driver.attach(loopfile), DATA)
-        with step("expand-loopfile"):
-            driver.expand(loopfile, LARGE)
-        with step("create-later"):
-            LATER.create(driver)
-        with step("delete-directory"):
-            driver.detach(directory)
-            driver.delete(directory)
+def chosen(entries: list[powercut.Entry]) -> list[int]:
+    """Choose moments: each acknowledgement, the last, and of those after a flush as many as there is time for."""
+    (start,) = (number for number, entry in enumerate(entries) if entry.mark == "done:mkfs")
+    flushes = [number + 1 for number, entry in enumerate(entries) if number > start and entry.settles]
+    always = {*acknowledgements(entries), len(entries)}
+    left = len(flushes) if CUTS == "all" else max(1, int(CUTS) - len(always))
+    spread = {flushes[len(flushes) * number // left] for number in range(left)}
+    points = sorted(always | spread)
+    print(f"{len(entries)} entries, {len({*always, *flushes})} moments, {len(points)} are tried")
+    return points
 
 
-def check(known: Known, pool: Path) -> None:
-    """Start the driver on what the power cut left, and see that it is what the client must find."""
-    with serving(f"disk=path:{pool}") as driver:
-        sizes = {volume.volume_id: volume.capacity_bytes for volume in driver.volumes()}
-        for wanted in ALL:
-            if f"create-{wanted.name}" not in known.begun or f"delete-{wanted.name}" in known.done:
-                assert wanted.name not in sizes
-            elif f"delete-{wanted.name}" not in known.begun:
-                assert wanted.name in sizes or f"create-{wanted.name}" not in known.done
-                check_volume(known, wanted, driver)
-        if "expand-loopfile" in known.done:
-            assert sizes[LOOPFILE.name] == LARGE
-        driver.release()
-        assert not driver.leftovers()
+def examine(cuts: Cuts, points: list[int]) -> None:
+    """Start the driver on what each power cut left, and see that it is what the client must find."""
+    for known, pool in cuts.at(points):
+        try:
+            with serving(f"disk=path:{pool}") as driver:
+                check_volumes(known, driver)
+                driver.release()
+                assert not (left := driver.leftovers()), left
+        except Exception as error:
+            raise LossError(f"after {', '.join(sorted(known.done))}: {error}") from error
 
 
-def check_volume(known: Known, wanted: Wanted, driver: Driver) -> None:
+def check_volumes(known: Known, driver: Driver) -> None:
+    """See that what must be there is, with all that belongs to it, and nothing that must not be."""
+    sizes = {volume.volume_id: volume.capacity_bytes for volume in driver.volumes()}
+    for wanted in ALL:
+        name = wanted.name
+        if f"create-{name}" not in known.begun:
+            assert name not in sizes, f"{name}, not even asked for: there"
+        elif f"delete-{name}" in known.done:
+            assert name not in sizes, f"{name}, deleted: still there"
+        elif f"create-{name}" in known.done and f"delete-{name}" not in known.begun:
+            assert name in sizes, f"{name}, created: lost"
+        if name in sizes:
+            check_size(known, name, sizes[name])
+            assert outcome(partial(wanted.create, driver, media="hdd")) is Code.ALREADY_EXISTS
+        if f"create-{name}" in known.begun and f"delete-{name}" not in known.begun:
+            check_use(known, wanted, driver, sizes.get(name, SMALL))
+
+
+def check_size(known: Known, name: str, size: int) -> None:
+    """See that a volume has the size that was acknowledged last, or the one that was asked for last."""
+    possible = {SMALL} if f"expand-{name}" not in known.done else set()
+    possible |= {LARGE} if f"expand-{name}" in known.begun else set()
+    assert size in possible, f"{name} has {size} bytes, not one of {possible}"
+
+
+def check_use(known: Known, wanted: Wanted, driver: Driver, size: int) -> None:
     """Repeat what the client would, and demand that the volume is whole and has what was written to it."""
     volume = wanted.create(driver)
+    assert volume.size == size
     target = driver.attach(volume)
+    if f"stage-{wanted.name}" in known.done and known.uuid:
+        assert uuid_of(driver.backing_file(volume)) == known.uuid, f"{wanted.name}: another filesystem than was made"
     if f"write-{wanted.name}" in known.done:
-        assert get(target, len(DATA)) == DATA
+        assert get(target, len(DATA)) == DATA, f"{wanted.name}: not the data that was written"
+    check_limit(known, wanted, driver, volume)
     if f"expand-{wanted.name}" in known.begun:
         assert driver.expand(volume, LARGE) == LARGE
+        assert total(driver, volume) > 0.8 * LARGE
     put(target, DATA, name="after")
     assert get(target, len(DATA), name="after") == DATA
+
+
+def check_limit(known: Known, wanted: Wanted, driver: Driver, volume: Volume) -> None:
+    """See that a directory is limited to its size; while it grows the limit may be ahead of that, never behind."""
+    limit = total(driver, volume)
+    if wanted.params["backend"] == "directory":
+        growing = f"expand-{wanted.name}" in known.begun and f"expand-{wanted.name}" not in known.done
+        possible = {volume.size, LARGE} if growing else {volume.size}
+        assert limit in possible, f"{wanted.name} of {volume.size} bytes is limited to {limit}"
+    else:
+        assert 0.8 * volume.size < limit <= volume.size, f"{wanted.name} of {volume.size} bytes offers {limit}"
+
+
+def total(driver: Driver, volume: Volume) -> int:
+    """Return what NodeGetVolumeStats calls a volume's size."""
+    usage = driver.stats(volume, driver.target_path(volume)).usage
+    return next(one.total for one in usage if one.unit == one.BYTES)

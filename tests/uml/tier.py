@@ -4,6 +4,7 @@ In the guest /dev/ubda carries /tmp; the disks after it are blank and belong to 
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -24,6 +25,8 @@ GIB = 1 << 30
 MEMORY_MIB = 2048
 TMP_DISK = 32 * GIB
 BLANK_DISKS = (GIB,) * 15
+PASSED_ON = ("CSI_LOCAL_CUTS",)
+"""Variables of the environment that tests read."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -66,7 +69,7 @@ def guest_for(options: argparse.Namespace) -> Guest:
     return Guest(
         argv=[str(PYTHON), "-m", inside.__name__, steps, *options.pytest],
         cwd=str(CHECKOUT),
-        env={"PYTHONDONTWRITEBYTECODE": "1"},
+        env={"PYTHONDONTWRITEBYTECODE": "1", **{name: os.environ[name] for name in PASSED_ON if name in os.environ}},
         memory_mib=MEMORY_MIB,
         scratch_bytes=[TMP_DISK, *BLANK_DISKS],
         visible=[CHECKOUT] if inside.is_hidden(CHECKOUT) else [],
