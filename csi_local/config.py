@@ -129,7 +129,9 @@ def _pool(item: object) -> PoolSpec:
 
 
 def _plain(value: object) -> str:
-    if isinstance(value, bool | dict | list) or value is None:
+    if isinstance(value, bool):  # what YAML makes of yes and no
+        return "yes" if value else "no"
+    if isinstance(value, dict | list) or value is None:
         raise InvalidArgument(f"{value!r} is not a plain value")
     return str(value)
 

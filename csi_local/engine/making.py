@@ -73,6 +73,8 @@ def _open_path(host: Host, spec: PoolSpec, held: ExitStack) -> str:
         raise Unavailable(f"directory {spec.target} does not exist; make it, or mount its disk")
     if found.kind is not FileKind.DIRECTORY:
         raise FailedPrecondition(f"pool {spec.name}: {spec.target} is a {found.kind}, not a directory")
+    if spec.mounted and not found.mount_root:
+        raise Unavailable(f"nothing is mounted at {spec.target}; mount its disk")
     held.enter_context(host.lock(spec.target))
     return spec.target
 

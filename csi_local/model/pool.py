@@ -66,6 +66,7 @@ class PoolSpec:
         allocation: whether the image file's own blocks are reserved.
         media: None to read it from the disk.
         overcommit: how often the pool's room may be promised to thin volumes; 1 promises it once.
+        mounted: whether a filesystem must be mounted at the directory (``path`` only).
     """
 
     name: str
@@ -77,6 +78,7 @@ class PoolSpec:
     media: Media | None = None
     reserve: Reserve = DEFAULT_RESERVE
     overcommit: float = 1.0
+    mounted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,9 +128,15 @@ class PoolView:
 
 E = TypeVar("E", bound=StrEnum)
 
+
+class _Answer(StrEnum):
+    YES = "yes"
+    NO = "no"
+
+
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _KEYS = {
-    PoolKind.PATH: {"media", "reserve", "overcommit"},
+    PoolKind.PATH: {"media", "reserve", "overcommit", "mounted"},
     PoolKind.IMAGE: {"media", "reserve", "overcommit", "size", "fs", "allocation"},
     PoolKind.DEVICE: {"media", "reserve", "overcommit", "fs"},
 }
@@ -183,6 +191,7 @@ def pool_spec(name: str, kind: str, target: str, options: Mapping[str, str]) -> 
         media=one_of(Media, options["media"], f"{where}: media") if "media" in options else None,
         reserve=_reserve(options["reserve"], where) if "reserve" in options else DEFAULT_RESERVE,
         overcommit=_ratio(options.get("overcommit", "1"), where),
+        mounted=one_of(_Answer, options.get("mounted", "no"), f"{where}: mounted") is _Answer.YES,
     )
 
 

@@ -25,6 +25,7 @@ logLevel: debug
 logFormat: json
 pools:
   - fast=path:/mnt/fast,media=ssd
+  - {name: own, path: /mnt/own, mounted: yes}
   - {name: slow, image: /srv/slow.img, size: 20Gi, fs: btrfs, reserve: 5%, overcommit: 1.5}
   - {name: disk, device: /dev/disk/by-id/x}
 """
@@ -94,7 +95,8 @@ class TestFile:
         found = from_file(tmp_path, FULL)
         assert (found.endpoint, found.node_id, found.run_dir) == ("unix:///run/x.sock", "node-7", "/run/other")
         assert (found.max_volumes, found.log_level, found.log_format) == (12, "debug", "json")
-        fast, slow, disk = found.pools
+        fast, own, slow, disk = found.pools
+        assert own == parse_pool("own=path:/mnt/own,mounted=yes")
         assert fast == parse_pool(POOL)
         assert slow == parse_pool("slow=image:/srv/slow.img,size=20Gi,fs=btrfs,reserve=5%,overcommit=1.5")
         assert slow.size == 20 * GIB

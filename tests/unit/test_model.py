@@ -363,6 +363,8 @@ class TestPools:
             "a=path:/x,reserve=100%",
             "a=path:/x,reserve=-1%",
             "a=path:/x,reserve=%",
+            "a=path:/x,mounted=maybe",
+            "a=image:/x,size=1Gi,mounted=yes",
             "a=path:/x,overcommit=0.5",
             "a=path:/x,overcommit=1001",
             "a=path:/x,overcommit=nan",

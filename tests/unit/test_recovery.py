@@ -260,6 +260,17 @@ def test_a_volume_that_is_in_two_pools_is_used_in_neither() -> None:
         driver.volumes.delete(volume, PATIENCE_S)
 
 
+def test_a_pool_that_must_be_mounted_is_missing_where_it_is_not() -> None:
+    driver = Rig("a=path:/pools/a,mounted=yes", "b=path:/pools/b")
+    for pool in "ab":
+        driver.host.make_dirs(f"/pools/{pool}")
+    driver.start()
+    assert [view.unavailable for view in driver.pools.views()] == ["nothing is mounted at /pools/a; mount its disk", ""]
+    assert driver.host.list_dir("/pools/a") == []
+    driver.host.bind("/kubelet", "/pools/a", frozenset())
+    assert [pool.spec.name for pool in driver.pools.retry()] == ["a"]
+
+
 class TestPoolFile:
     """A pool that cannot say what it is keeps nobody else from working, and is not made anew."""
 
