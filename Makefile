@@ -3,7 +3,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # tests of the kernel share one machine
-.PHONY: help setup demo check test test-root test-kernel sanity bench e2e image clean format proto lock python tools
+.PHONY: help setup demo check test test-root test-kernel sanity bench soak e2e image clean format proto lock python tools
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -35,6 +35,9 @@ sanity: setup tools ## csi-sanity against every kind of volume (root)
 
 bench: setup ## measure against the bare filesystem (root)
 	.venv/bin/python -m tests.bench
+
+soak: setup ## half an hour of mixed load with faults, held to every answer (root)
+	.venv/bin/python -m tests.soak
 
 e2e: ## the driver in a real Kubernetes: not in this version yet
 	@echo "Kubernetes mode is not in this version yet, so there is nothing to deploy and test." >&2

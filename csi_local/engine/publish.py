@@ -386,7 +386,7 @@ class Publisher:
             return (
                 pool.usage_of(record),
                 record,
-                "the pool's filesystem is read-only" if room.read_only else "",
+                "the pool's filesystem is read-only" if self._host.room(pool.root).read_only else "",
             )
         usage = Usage(
             total=room.total,
