@@ -24,7 +24,7 @@ class Files(Protocol):
         """*path* with every symbolic link followed; for devices, whose by-id names are links."""
 
     def read_file(self, path: str) -> bytes:
-        """The whole of a small file."""
+        """The whole of a small file of our own; EPERM where it belongs to another user, who can write what he likes."""
 
     def replace_file(self, path: str, data: bytes) -> None:
         """Write a file durably, or leave the old one: temporary file, fsync, rename, fsync of the directory."""

@@ -287,6 +287,8 @@ def _owned(pool: PoolSeen, seen: Seen) -> Iterator[Finding]:
         wrong.append(f"has mode {seen.info.mode:04o} instead of {allowed:04o}")
     if wrong:
         found = f"it {' and '.join(wrong)}: others may read or change what is the driver's alone"
+        if seen.name == RECORD_FILE and seen.owner != pool.us:
+            found += "; so it is not believed, and its volume cannot be used"
         fix = "find out who did that; --repair takes it back and changes nothing in it"
         mend = TakeOver(path=seen.path, owner=pool.us, mode=allowed)
         yield _say(pool, Severity.WARNING, seen.path, found, fix, (mend,))
@@ -307,6 +309,9 @@ def _volume(pool: PoolSeen, volume: VolumeSeen) -> Iterator[Finding]:
             yield from _owned(pool, seen)
         elif seen.name not in expected:
             yield _unknown(pool, seen, Severity.WARNING)
+    said = volume.file(RECORD_FILE)
+    if record is None and said is not None and said.owner != pool.us:
+        return  # its owner is why it is not believed, and told of already
     if record is None:
         newer = "upgrade" in volume.damage
         fix = (

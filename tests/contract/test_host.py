@@ -83,6 +83,14 @@ class TestFiles:
         with fails(errno.ELOOP):
             machine.host.read_file(machine.link(f"{machine.root}/link", machine.file("file")))
 
+    def test_read_what_is_a_strangers(self, machine: Machine) -> None:
+        path = machine.file("file", b"data")
+        machine.host.set_owner(path, 1234, 0o600)
+        with fails(errno.EPERM):
+            machine.host.read_file(path)
+        machine.host.set_owner(path, 0, 0o600)
+        assert machine.host.read_file(path) == b"data"
+
     def test_replace_what_is_no_file(self, machine: Machine) -> None:
         with fails(errno.EISDIR):
             machine.host.replace_file(machine.folder("folder"), b"")

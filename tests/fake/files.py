@@ -55,6 +55,8 @@ class FakeFiles(Kernel):
             raise failed(f"open {path}", errno.ELOOP)
         if node.kind is FileKind.DIRECTORY:
             raise failed(f"read {path}", errno.EISDIR)
+        if node.uid:
+            raise failed(f"read {path}, which belongs to user {node.uid}", errno.EPERM)
         return node.data
 
     @call

@@ -296,6 +296,20 @@ class TestDamage:
         assert outcome(lambda: driver.stage(one)) in UNUSABLE
         path.write_bytes(good)
 
+    def test_a_record_of_another_user_is_not_believed(self, driver: Driver) -> None:
+        volume, other = EXT4.create(driver), EXT4.create(driver)
+        path = driver.volume_dir(volume) / "volume.json"
+        os.chown(path, 1234, -1)
+        for call in (driver.stage, driver.delete):
+            with refused(*UNUSABLE) as refusal:
+                call(volume)
+            assert "1234" in refusal.message
+        driver.restart()
+        driver.attach(other)
+        assert outcome(lambda: driver.stage(volume)) in UNUSABLE
+        os.chown(path, 0, -1)
+        driver.attach(volume)
+
     def test_strangers_in_the_pool_are_left_alone(self, driver: Driver) -> None:
         pool = driver.pool_roots()[0]
         strangers = [pool / "lost+found", pool / "notes.txt", pool / "volumes" / "README"]
