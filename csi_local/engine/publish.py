@@ -208,11 +208,11 @@ class Publisher:
             return None
         except Unavailable:
             volume = known_id(shown)
-            for mount in self._host.mounts(path.rpartition("/")[2]):
-                if mount.point == path:
-                    if volume is None or not self._is_lost(volume, mount):
-                        raise
-                    self._leave_lost(volume, path)
+            there = [mount for mount in self._host.mounts() if mount.point == path]
+            if there and (volume is None or not self._is_lost(volume, there[-1])):  # the last lies over the others
+                raise
+            if there and volume is not None:
+                self._leave_lost(volume, path)
             return None
 
     def _is_lost(self, volume: VolumeId, mount: Mount) -> bool:
