@@ -15,6 +15,7 @@ from csi_local.host.features import features
 from csi_local.host.linux import LinuxHost
 from csi_local.model.errors import DriverError
 from csi_local.model.pool import QuotaSupport
+from csi_local.model.text import on_one_line
 from csi_local.plan.check import Finding, PoolSeen
 from csi_local.show import Row, show
 
@@ -126,20 +127,15 @@ def _finding(finding: Finding, root: str, state: str, fix: str) -> Row:
     inside = f"{root}/" if root else ""
     where = finding.where.removeprefix(inside)
     return {
-        "check": f"pool {finding.pool}: {_plain(where)}".removesuffix(": "),
+        "check": f"pool {finding.pool}: {on_one_line(where)}".removesuffix(": "),
         "state": state,
-        "found": _plain(finding.found.replace(inside, "") if inside else finding.found),
-        "fix": _plain(fix),
+        "found": on_one_line(finding.found.replace(inside, "") if inside else finding.found),
+        "fix": on_one_line(fix),
         "pool": finding.pool,
         "volume": finding.volume,
-        "path": _plain(finding.where),
+        "path": on_one_line(finding.where),
         "mendable": bool(finding.mend) and state != "mended",
     }
-
-
-def _plain(text: str) -> str:
-    """File names may hold anything, what moves a terminal's cursor too."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def _show_findings(rows: Sequence[Row]) -> None:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from csi_local.engine import making
 from csi_local.engine.execute import Executor
+from csi_local.engine.observe import Observer, mount_under
 from csi_local.host.api import Host
 from csi_local.model.errors import (
     Busy,
@@ -23,7 +24,7 @@ from csi_local.model.errors import (
     SyscallFailed,
     Unavailable,
 )
-from csi_local.model.observed import FileKind, LoopDevice, Mount
+from csi_local.model.observed import FileKind, LoopDevice
 from csi_local.model.operations import RemoveTree
 from csi_local.model.pool import PoolKind, PoolSpec
 from csi_local.model.volume import BackendKind, FormatState, QuotaMode, VolumeId, VolumeRecord
@@ -190,8 +191,7 @@ class Checker:
         look = _Look(self._host, place, self._us)
         devices += [loop.device for loop in look.loops(look.volumes())]
         for device in devices:
-            points = [mount.point for mount in look.mounts if mount.root == "/" and mount.source == device.path]
-            point = next((point for point in points if self._host.device_at(point) == device.device), None)
+            point = look.observer.reached_at(device, look.mounts)
             if point is None:
                 continue
             try:
@@ -223,8 +223,12 @@ class _Look:
         self._layout = Layout(place.root)
         self._store = PoolStore(host, place.root)
         self._real = host.real_path(place.root)
+        self.observer = Observer(host)
         self.mounts = host.mounts()
-        self._under = _mount_under(self._real, self.mounts)
+        under = mount_under(self._real, self.mounts)
+        if under is None:
+            raise SyscallFailed(f"find the mount that {self._real} is in", errno.ENOENT)
+        self._under = under
 
     def pool(self) -> PoolSeen:
         """All that there is to see."""
@@ -352,7 +356,7 @@ class _Look:
             file = self._host.backing_path(device.device) if of is None else self._layout.image(of)
             if of is None and not self._was_image(file):
                 continue
-            points = tuple(self._points(device))
+            points = tuple(self.observer.points_of(device, self.mounts))
             users = self._users(device) if of is None and not points else ""
             yield LoopSeen(device=device, file=file, volume=of, points=points, users=users)
 
@@ -362,16 +366,6 @@ class _Look:
         if inside == file and self._place.spec.kind is PoolKind.PATH:
             return False
         return _IMAGE.fullmatch(inside) is not None
-
-    def _points(self, device: LoopDevice) -> Iterator[str]:
-        name = device.path.rpartition("/")[2]
-        for mount in self.mounts:
-            if mount.source == device.path:
-                yield mount.point
-            elif mount.root.endswith(f"/{name}"):
-                at = self._host.stat(mount.point)
-                if at is not None and at.kind is FileKind.BLOCK and at.special == device.device:
-                    yield mount.point
 
     def _users(self, device: LoopDevice) -> str:
         if reason := self._host.in_use(device.path):
@@ -387,12 +381,6 @@ class _Look:
             below = mount.device == self._under.device and mount.root.startswith(f"{top}/")
             if below and inside.startswith(("volumes/", NEW, TRASH)):
                 yield BindSeen(point=mount.point, inside=inside)
-
-
-def _mount_under(path: str, mounts: Sequence[Mount]) -> Mount:
-    """The mount that a path is in: the one with the longest name, the last of those at the same."""
-    above = [one for one in mounts if path == one.point or path.startswith(f"{one.point.rstrip('/')}/")]
-    return max(reversed(above), key=lambda one: len(one.point))
 
 
 def _look(host: Host, place: Place, us: int) -> PoolSeen:

@@ -1,7 +1,9 @@
 """Looking at the node: where a volume is attached, staged and published. Asked of the kernel each time."""
 
+from collections.abc import Iterator, Sequence
+
 from csi_local.host.api import Host
-from csi_local.model.observed import FileInfo, FileKind, LoopDevice
+from csi_local.model.observed import FileInfo, FileKind, LoopDevice, Mount
 from csi_local.model.volume import VolumeId
 from csi_local.store.layout import Layout
 
@@ -43,23 +45,43 @@ class Observer:
                 elif mount.root.endswith(inside) or f"{inside}/" in mount.root:
                     at = self._host.stat(mount.point)
                     seen = at is not None and at.device == data.device
-                    if seen or mount.device == self._superblock(layout.root):  # which something may be mounted over
+                    if seen or mount.device == self._superblock(layout.root):  # something may be mounted over it
                         points.append(mount.point)
             return tuple(points)
         for loop in loops:
-            name = loop.path.rpartition("/")[2]
-            points.extend(
-                mount.point
-                for mount in self._host.mounts(name)
-                if mount.source == loop.path or (mount.root.endswith(f"/{name}") and self._is_node(mount.point, loop))
-            )
+            points.extend(self.points_of(loop, self._host.mounts(_name(loop))))
         return tuple(points)
+
+    def points_of(self, loop: LoopDevice, mounts: Sequence[Mount]) -> Iterator[str]:
+        """Where a device's filesystem, or its node, is mounted, as *mounts* have it."""
+        for mount in mounts:
+            node = mount.root.endswith(f"/{_name(loop)}")
+            if mount.source == loop.path or (node and self._is_node(mount.point, loop)):
+                yield mount.point
+
+    def reached_at(self, loop: LoopDevice, mounts: Sequence[Mount]) -> str | None:
+        """Where a device's filesystem can be reached: nothing else is mounted over it there."""
+        points = (mount.point for mount in mounts if mount.source == loop.path)
+        return next((point for point in points if self._host.device_at(point) == loop.device), None)
 
     def _superblock(self, path: str) -> tuple[int, int] | None:
         """What mountinfo calls the filesystem of *path*; stat(2) calls a btrfs's subvolumes otherwise."""
-        over = [m for m in self._host.mounts() if f"{path}/".startswith(f"{m.point.rstrip('/')}/")]
-        return max(reversed(over), key=lambda mount: len(mount.point)).device if over else None
+        under = mount_under(self._host.real_path(path), self._host.mounts())
+        return under.device if under else None
 
     def _is_node(self, path: str, loop: LoopDevice) -> bool:
         found = self._host.stat(path)
         return found is not None and found.kind is FileKind.BLOCK and found.special == loop.device
+
+
+def _name(loop: LoopDevice) -> str:
+    return loop.path.rpartition("/")[2]
+
+
+def mount_under(path: str, mounts: Sequence[Mount]) -> Mount | None:
+    """The mount that a path without links is in: the one with the longest name, the last of those at the same.
+
+    None where a chroot hides it.
+    """
+    above = [one for one in mounts if path == one.point or path.startswith(f"{one.point.rstrip('/')}/")]
+    return max(reversed(above), key=lambda one: len(one.point), default=None)

@@ -4,7 +4,7 @@ import errno
 import logging
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 from csi_local.engine.execute import Executor
@@ -23,7 +23,7 @@ from csi_local.model.errors import (
     Unavailable,
 )
 from csi_local.model.mount_options import MountOptions
-from csi_local.model.observed import FileKind, Mount, Usage
+from csi_local.model.observed import FileKind, LoopDevice, Mount, Usage
 from csi_local.model.operations import Detach, Operation, RemoveTarget, Unmount
 from csi_local.model.quantity import Bytes
 from csi_local.model.volume import (
@@ -34,7 +34,6 @@ from csi_local.model.volume import (
     QuotaMode,
     VolumeId,
     VolumeRecord,
-    known_id,
 )
 from csi_local.plan import publishing, staging
 from csi_local.plan.publishing import Publication, PublishSeen
@@ -77,15 +76,16 @@ class Publisher:
                         ours.add(image.identity)
                     if volume in bound or attached:
                         self._staged.setdefault(volume, None)
-        self._thaw({loop.path: loop.device for loop in loops if loop.backing in ours})
+        self._thaw([loop for loop in loops if loop.backing in ours])
 
-    def _thaw(self, devices: dict[str, int]) -> None:
+    def _thaw(self, loops: Sequence[LoopDevice]) -> None:
         """A filesystem that was frozen for a copy stays so when whoever froze it dies; its pods would wait for ever."""
-        for mount in self._host.mounts("/dev/loop"):
-            device = devices.get(mount.source)
-            with suppress(HostError):  # hidden by another mount: not ours to touch
-                if device and self._host.device_at(mount.point) == device and self._host.thaw(mount.point):
-                    _log.warning("the filesystem on %s at %s was left frozen; it is thawed", mount.source, mount.point)
+        mounts = self._host.mounts("/dev/loop") if loops else ()
+        for loop in loops:
+            with suppress(HostError):
+                point = self._observer.reached_at(loop, mounts)
+                if point and self._host.thaw(point):
+                    _log.warning("the filesystem on %s at %s was left frozen; it is thawed", loop.path, point)
 
     def _plain(self, path: str) -> str:
         """*path* as the kernel shows it: with the links on the way to it followed, and itself left alone."""
@@ -207,12 +207,11 @@ class Publisher:
         except NotFound:
             return None
         except Unavailable:
-            volume = known_id(shown)
             there = [mount for mount in self._host.mounts() if mount.point == path]
-            if there and (volume is None or not self._is_lost(volume, there[-1])):  # the last lies over the others
+            if there and not self._is_lost(VolumeId(shown), there[-1]):  # the last lies over the others
                 raise
-            if there and volume is not None:
-                self._leave_lost(volume, path)
+            if there:
+                self._leave_lost(VolumeId(shown), path)
             return None
 
     def _is_lost(self, volume: VolumeId, mount: Mount) -> bool:
@@ -291,12 +290,11 @@ class Publisher:
         at = self._host.stat(target)
         loops = self._observer.loops(pool.layout, record.id)
         if self._observer.is_volume(pool.layout, record.id, target, at):
-            if record.block and at is not None:
-                writable = any(loop.device == at.special and not loop.read_only for loop in loops)
-            else:
-                writable = "ro" not in self._host.mount_flags(target)
             known = self._published.get(record.id, {}).get(target)
             flags = frozenset() if record.block else self._host.mount_flags(target)
+            writable = "ro" not in flags
+            if record.block and at is not None:
+                writable = any(loop.device == at.special and not loop.read_only for loop in loops)
             below = frozenset() if record.block else self._host.mount_flags(staged)
             return PublishSeen(
                 path=at, ours=True, writable=writable, published_as=known, flags=flags, staging_flags=below
@@ -381,13 +379,13 @@ class Publisher:
             size = self._host.device_size(device) if device else Bytes(0)
             problem = "" if size >= record.size else f"the device has {size} bytes instead of {record.size}"
             return Usage(total=size, used=Bytes(0), available=Bytes(0)), record, problem
-        room = self._host.room(path)
         if record.backend is BackendKind.DIRECTORY and record.quota is QuotaMode.HARD:
             return (
                 pool.usage_of(record),
                 record,
                 "the pool's filesystem is read-only" if self._host.room(pool.root).read_only else "",
             )
+        room = self._host.room(path)
         usage = Usage(
             total=room.total,
             used=Bytes(room.total - room.free),

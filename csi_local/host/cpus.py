@@ -8,7 +8,7 @@ more than the requests themselves. On one processor the lock changes hands witho
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 ALL = frozenset(os.sched_getaffinity(0))
@@ -65,14 +65,12 @@ class OneCpu:
     def __init__(self) -> None:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="one-cpu", daemon=True)
-        self._before: Mapping[int, float] = {}
-        self._own = 0.0
 
     def start(self) -> None:
         """Begin. Threads that are made from now on begin where their maker is."""
         if len(ALL) > 1:
-            self._look()
-            self._settle(min(ALL, key=lambda number: self._before.get(number, 0.0)))
+            worked = busy()
+            _gather({min(ALL, key=lambda number: worked.get(number, 0.0))})
             self._thread.start()
 
     def stop(self) -> None:
@@ -80,29 +78,31 @@ class OneCpu:
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join()
-            self._settle(None)
-
-    def _settle(self, number: int | None) -> None:
-        global _chosen  # noqa: PLW0603 (a property of the process)
-        _chosen = ALL if number is None else frozenset({number})
-        for thread in os.listdir(_TASKS):
-            _move(int(thread), _chosen)
-
-    def _look(self) -> Mapping[int, float]:
-        """The share of each processor's time that others took since the last look."""
-        before, own = self._before, self._own
-        self._before, times = busy(), os.times()
-        self._own = times.user + times.system
-        (ours,) = _chosen if len(_chosen) == 1 else (-1,)
-        shares = {}
-        for number in ALL & self._before.keys() & before.keys():
-            mine = self._own - own if number == ours else 0.0
-            shares[number] = max(0.0, self._before[number] - before[number] - mine) / _LOOK_EVERY_S
-        return shares
+            _gather(ALL)
 
     def _run(self) -> None:
+        before, own_before = busy(), _own()
         while not self._stopping.wait(_LOOK_EVERY_S):
-            shares = self._look()
+            after, own = busy(), _own()
             (now,) = _chosen
-            if now in shares and (best := better(now, shares)) != now:
-                self._settle(best)
+            others = {number: after[number] - before[number] for number in ALL & before.keys() & after.keys()}
+            if now in others:
+                others[now] -= own - own_before
+                shares = {number: max(0.0, seconds) / _LOOK_EVERY_S for number, seconds in others.items()}
+                if (best := better(now, shares)) != now:
+                    _gather({best})
+            before, own_before = after, own
+
+
+def _own() -> float:
+    """The seconds that this process has been working."""
+    times = os.times()
+    return times.user + times.system
+
+
+def _gather(where: Collection[int]) -> None:
+    """Bring all threads of this process there."""
+    global _chosen  # noqa: PLW0603 (a property of the process)
+    _chosen = frozenset(where)
+    for thread in os.listdir(_TASKS):
+        _move(int(thread), _chosen)

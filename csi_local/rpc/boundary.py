@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, Message
 
 from csi_local._proto import csi_pb2
 from csi_local.model import errors
+from csi_local.model.text import on_one_line
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def guarded(method: str, handler: Handler) -> Callable[[Message, Context], Messa
             _log.log(level, "%s %s OK %.1f ms", method, _subject(request), (time.perf_counter() - began) * 1000)
             return response
         text = _short(text, _MAX_MESSAGE)
-        _log.warning("%s %s %s: %s", method, _subject(request), code.name, _on_one_line(text))
+        _log.warning("%s %s %s: %s", method, _subject(request), code.name, on_one_line(text))
         context.abort(code, text)
 
     return serve
@@ -199,15 +200,10 @@ class _Shown:
 
 def _subject(request: Message) -> str:
     subject = str(getattr(request, "volume_id", "") or getattr(request, "name", ""))
-    return _on_one_line(_short(subject, MAX_STRING)) or "-"
+    return on_one_line(_short(subject, MAX_STRING)) or "-"
 
 
 def _short(text: str, size: int) -> str:
     """*text*, cut to at most *size* bytes where it has more."""
     data = text.encode()
     return text if len(data) <= size else data[:size].decode(errors="ignore") + "…"
-
-
-def _on_one_line(text: str) -> str:
-    """*text* with what ends a line, or moves a terminal's cursor, escaped."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

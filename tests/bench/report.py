@@ -30,13 +30,14 @@ def tables(part: str, results: Any) -> str:  # noqa: ANN401 - each part has its 
     return "\n\n".join(_TABLES[part](results)) + "\n"
 
 
-def _table(rows: Iterable[Row], *headers: str) -> str:
+def table(rows: Iterable[Row], *headers: str) -> str:
+    """Rows as a table."""
     return tabulate([list(row) for row in rows], headers=headers, tablefmt="github", floatfmt="g")
 
 
 def _lifecycles(results: lifecycles.Results) -> list[str]:
     rates = [(kind, at, rate) for kind, by in results["rates"].items() for at, rate in by.items()]
-    speed = _table(
+    speed = table(
         (
             (
                 kind,
@@ -52,7 +53,7 @@ def _lifecycles(results: lifecycles.Results) -> list[str]:
         ),
         *("volume", "at once", "lifecycles/s", "programs/s", "ratio", "CPU ms each", "client CPU ms", "failed"),
     )
-    latency = _table(
+    latency = table(
         (
             (kind, at, *(f"{call['p50']:.1f} / {call['p99']:.1f}" for call in rate["calls"].values()))
             for kind, at, rate in rates
@@ -72,12 +73,12 @@ def _population(results: population.Results) -> list[str]:
     rows += [(f"{s['volumes']}, made by it", *_memory(s["memory_made"]), "", "") for s in stages]
     staged = results["staged"]
     rows.append((f"{staged['volumes']}, staged", *_memory(staged["memory"]), "", ""))
-    memory = _table(rows, *("volumes", "RSS MiB", "anonymous", "peak", "ready after s", "created/s at 16"))
+    memory = table(rows, *("volumes", "RSS MiB", "anonymous", "peak", "ready after s", "created/s at 16"))
     costs: list[tuple[object, str, population.Costs]] = [
         (s["volumes"], call, c) for s in stages for call, c in s["calls"].items()
     ]
     costs += [(f"{staged['volumes']}, staged", call, c) for call, c in staged["calls"].items()]
-    calls = _table(
+    calls = table(
         (
             (volumes, call, c["there"]["p50"], c["there"]["p99"], c["empty"]["p50"], c["ratio"])
             for volumes, call, c in costs
@@ -104,7 +105,7 @@ def _neighbours(results: neighbours.Results) -> list[str]:
             )
             rows.append((f"… {what}", seen["n"], seen["p50"], seen["p99"], seen["max"], *later))
     headers = ("CreateVolume + DeleteVolume of others", "n", "p50 ms", "p99 ms", "max ms", "p50 later", "p99 later")
-    return [_table(rows, *headers)]
+    return [table(rows, *headers)]
 
 
 def _disks(results: disks.Results) -> list[str]:
@@ -112,7 +113,7 @@ def _disks(results: disks.Results) -> list[str]:
     for kind, by_workload in results.items():
         names = list(next(iter(by_workload.values()))["median"])
         found.append(
-            _table(
+            table(
                 (
                     (load, r["unit"], *(r["median"][n] for n in names), *(r["ratio"][n] for n in names[1:]))
                     for load, r in by_workload.items()

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tabulate import tabulate
-
 from tests.bench.numbers import summary
+from tests.bench.report import table
 from tests.soak.vitals import FD_SLACK, MEMORY_SLACK_MIB, THREAD_SLACK, WARM_SECONDS
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Iterable
 
     from tests.soak.tally import Tally
 
@@ -20,16 +18,12 @@ def tables(tally: Tally) -> str:
     """All of them."""
     return "\n\n".join(
         (
-            _table(tally.operations.most_common(), "operation", "times"),
-            _table(tally.faults.most_common(), "fault", "times"),
-            _table(_answers(tally), "RPC", "p50 ms", "p99 ms", "max ms", "answers"),
+            table(tally.operations.most_common(), "operation", "times"),
+            table(tally.faults.most_common(), "fault", "times"),
+            table(_answers(tally), "RPC", "p50 ms", "p99 ms", "max ms", "answers"),
             _vitals(tally),
         )
     )
-
-
-def _table(rows: Iterable[tuple[object, ...]], *headers: str) -> str:
-    return tabulate([list(row) for row in rows], headers=headers, tablefmt="github", floatfmt="g")
 
 
 def _answers(tally: Tally) -> list[tuple[object, ...]]:
@@ -57,6 +51,4 @@ def _vitals(tally: Tally) -> str:
         f"allowed after {WARM_SECONDS:g} s of a process: {MEMORY_SLACK_MIB:g} MiB, {FD_SLACK} open files,"
         f" {THREAD_SLACK} threads more; loop devices as many as the volumes need"
     )
-    return (
-        _table(rows, "process", "age s", "RSS MiB", "open files", "threads", "loop devices", "volumes") + "\n" + slack
-    )
+    return table(rows, "process", "age s", "RSS MiB", "open files", "threads", "loop devices", "volumes") + "\n" + slack
