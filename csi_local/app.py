@@ -38,7 +38,7 @@ class Engine:
         self.sweeper = Sweeper(host, self.pools)
         locks = KeyedLocks()
         executor = Executor(host, crash_point(config.crash_point))
-        self.volumes = Volumes(host, self.pools, executor, locks, self.sweeper)
+        self.volumes = Volumes(host, self.pools, executor, locks, self.sweeper, node=config.node_id)
         self.sizes = Sizes(host, self.pools, executor, locks)
         self.publisher = Publisher(host, self.pools, executor, locks, config.max_volumes)
 
@@ -58,7 +58,7 @@ def serve(config: Config) -> None:
     node = config.node_id
     services = (
         Identity(engine.pools),
-        Controller(engine.volumes, engine.sizes, node),
+        Controller(engine.volumes, engine.sizes),
         Node(engine.publisher, engine.sizes, node, config.max_volumes),
     )
     server = Server(config.endpoint, services)
