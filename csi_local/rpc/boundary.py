@@ -5,7 +5,6 @@ by walking up their class tree; what was not foreseen becomes INTERNAL with none
 line in the log, and fields that the protocol marks as secret are in none of them.
 """
 
-import errno
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -34,23 +33,6 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.HostError: grpc.StatusCode.INTERNAL,
     NotImplementedError: grpc.StatusCode.UNIMPLEMENTED,
-}
-_ERRNO_CODES = {
-    errno.ENOSPC: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errno.EDQUOT: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errno.EFBIG: grpc.StatusCode.OUT_OF_RANGE,
-    errno.EACCES: grpc.StatusCode.FAILED_PRECONDITION,
-    errno.EPERM: grpc.StatusCode.FAILED_PRECONDITION,
-    errno.EEXIST: grpc.StatusCode.ABORTED,
-    errno.EBUSY: grpc.StatusCode.FAILED_PRECONDITION,
-    errno.ENOENT: grpc.StatusCode.FAILED_PRECONDITION,
-    errno.ENOTDIR: grpc.StatusCode.FAILED_PRECONDITION,
-    errno.ELOOP: grpc.StatusCode.INVALID_ARGUMENT,
-    errno.ENAMETOOLONG: grpc.StatusCode.INVALID_ARGUMENT,
-    errno.EROFS: grpc.StatusCode.UNAVAILABLE,
-    errno.EIO: grpc.StatusCode.UNAVAILABLE,
-    errno.ENODEV: grpc.StatusCode.UNAVAILABLE,
-    errno.ENXIO: grpc.StatusCode.UNAVAILABLE,
 }
 
 _MAX_MESSAGE = 2000
@@ -82,9 +64,7 @@ def unobserved(_method: str, _code: str, _seconds: float) -> None:
 
 def code_of(error: Exception) -> grpc.StatusCode:
     """The status code of an error: that of the nearest of its classes that has one."""
-    if isinstance(error, errors.SyscallFailed) and error.errno in _ERRNO_CODES:
-        return _ERRNO_CODES[error.errno]
-    for kind in type(error).__mro__:
+    for kind in errors.kind_of(error).__mro__:
         if kind in CODES:
             return CODES[kind]
     return grpc.StatusCode.INTERNAL
