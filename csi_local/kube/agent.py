@@ -9,11 +9,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from csi_local.engine.api import SizeEngine, VolumeEngine, VolumeView
 from csi_local.engine.survey import Surveyed
-from csi_local.kube import resources
+from csi_local.kube import resources, volume_resource
 from csi_local.kube.api import Api, Object
 from csi_local.kube.cache import Cache
 from csi_local.kube.events import Events, about_claim, about_node
@@ -111,7 +110,7 @@ class Agent:
                 return self._without(name)
             if resources.answered(wanted):
                 return self._check(name, wanted)
-            if resources.wanted_absent(wanted):
+            if volume_resource.wanted_absent(wanted):
                 return self._remove(name, wanted)
             return self._provide(name, wanted)
         except (Conflict, NotFound):  # it has changed; the watch brings it
@@ -129,7 +128,7 @@ class Agent:
         operation = "expand" if _acknowledged(wanted) else "create"
         try:
             view = self._expand(wanted) if _acknowledged(wanted) else self._create(name, wanted)
-            patch = resources.ready_status(wanted, view, now=_now())
+            patch = volume_resource.ready_status(wanted, view, now=_now())
             result = "OK"
         except Exception as error:  # noqa: BLE001 (whoever waits for an answer must get one)
             patch, result = self._failure(operation, name, wanted, error)
@@ -143,7 +142,7 @@ class Agent:
         return True
 
     def _create(self, name: str, wanted: Object) -> VolumeView:
-        request = resources.volume_request(wanted)
+        request = volume_resource.volume_request(wanted)
         volume = volume_id(check_name(request.name))
         try:
             self._volumes.get(volume)
@@ -160,7 +159,7 @@ class Agent:
     def _expand(self, wanted: Object) -> VolumeView:
         """A volume that was acknowledged is never made again: that would give out an empty one in its place."""
         volume = _id_of(wanted)
-        capacity = resources.capacity_range(wanted)
+        capacity = volume_resource.capacity_range(wanted)
         try:
             if capacity != CapacityRange():
                 self._sizes.expand(volume, capacity, None, _PATIENCE_S)
@@ -193,14 +192,15 @@ class Agent:
         self._changed()
         return True
 
-    def _failure(self, operation: str, name: str, wanted: Object, error: Exception) -> tuple[dict[str, Any], str]:
+    def _failure(self, operation: str, name: str, wanted: Object, error: Exception) -> tuple[Object, str]:
         if not isinstance(error, DriverError):
             _log.error("%s of %s failed in a way that was not foreseen", operation, name, exc_info=error)
         else:
             _log.warning("%s of LocalVolume %s: %s", operation, name, error)
-        return resources.failed_status(wanted, error, now=_now()), resources.code_of(error)
+        patch = volume_resource.failed_status(wanted, error, now=_now())
+        return patch, patch["status"]["error"]["code"]
 
-    def _answer(self, name: str, wanted: Object, patch: dict[str, Any]) -> None:
+    def _answer(self, name: str, wanted: Object, patch: Object) -> None:
         """Write the status of the very version that was acted on, so that nobody is told of what is no longer so.
 
         Raises:
@@ -266,10 +266,10 @@ class Agent:
             self._warn_node("VolumeDamaged", view.problem)
             return True
         try:
-            made = self._api.create(resources.VOLUMES, resources.adopted_volume(view.record, self._node))
+            made = self._api.create(resources.VOLUMES, volume_resource.adopted_volume(view.record, self._node))
         except AlreadyExists:
             return True
-        patch = resources.ready_status(made, view, now=_now())
+        patch = volume_resource.ready_status(made, view, now=_now())
         self.cache.observe(self._api.patch(resources.VOLUMES, name, patch, status=True))
         _log.warning("volume %s in pool %s had no LocalVolume; it has one now", view.id, view.pool)
         return True
@@ -285,7 +285,7 @@ class Agent:
             problem = f"its data is gone: {error}"
         except DriverError as error:
             problem = str(error)
-        patch = resources.health_status(wanted, problem, now=_now())
+        patch = volume_resource.health_status(wanted, problem, now=_now())
         if patch is not None:
             self._answer(name, wanted, patch)
             if problem:
@@ -322,7 +322,7 @@ def _acknowledged(wanted: Object) -> bool:
 
 
 def _differs(wanted: Object, problem: str) -> bool:
-    return resources.health_status(wanted, problem, now=_now()) is not None
+    return volume_resource.health_status(wanted, problem, now=_now()) is not None
 
 
 def _id_of(wanted: Object) -> VolumeId:

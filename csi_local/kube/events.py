@@ -107,7 +107,7 @@ class Events:
 
 def _event_name(about: About, reason: str, message: str) -> str:
     """A name that the same Event always has, so that a restarted process does not say everything again."""
-    said = "\0".join((about.kind, about.namespace, about.name, about.uid, reason, message))
+    said = repr((about, reason, message))
     return f"csi-local.{hashlib.sha256(said.encode()).hexdigest()[:32]}"
 
 

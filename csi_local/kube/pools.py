@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from csi_local.engine.pools import Pools
-from csi_local.kube import resources
+from csi_local.kube import pool_resource, resources
 from csi_local.kube.api import Api, Object
 from csi_local.kube.events import Events, about_node
 from csi_local.model.errors import AlreadyExists, DriverError, NotFound
@@ -18,9 +18,8 @@ _log = logging.getLogger(__name__)
 LEASE_S = 10.0
 """Between renewals. The controller takes a node for gone that has missed three."""
 LEASE_DURATION_S = 40
-_LOOK_S = 10.0
-_PAUSE_S = 1.0
-"""Between two reports, however much happens."""
+POOLS_S, POOLS_PAUSE_S = 10.0, 1.0
+"""Between two looks at the pools, and between two reports, however much happens."""
 _DRIFT = 0.005
 """Of a pool's size: what others write to its filesystem is told of when it is that much, or a minute old."""
 _DRIFT_S = 60.0
@@ -157,13 +156,13 @@ class PoolReports:
     def _tell(self, view: PoolView) -> None:
         name = resources.pool_resource_name(self._node, view.name)
         before = self._there(view.name, name)
-        patch = resources.pool_status(
+        patch = pool_resource.pool_status(
+            before,
             view,
             uuid=view.uuid,
             promised=view.promised,
             volumes=view.volumes,
             now=resources.timestamp(time.time()),
-            before=before,
         )
         try:
             made = self._api.patch(resources.POOLS, name, patch, status=True)
@@ -176,7 +175,7 @@ class PoolReports:
         told = self._told.get(pool)
         if told is not None and time.monotonic() - told.at < _BELIEVED_S:
             return told.made
-        wanted = resources.pool_object(self._node, self._specs[pool])
+        wanted = pool_resource.new_pool(self._specs[pool], self._node)
         try:
             made = self._api.get(resources.POOLS, name)
         except NotFound:

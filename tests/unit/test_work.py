@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import Counter
@@ -87,7 +88,7 @@ def test_those_that_fail_come_again_later_and_later(queues: Callable[..., WorkQu
     queue = queues(work)
     queue.add("a")
     until(lambda: len(times) == 4, "it came four times")
-    pauses = [after - before for before, after in zip(times, times[1:], strict=False)]
+    pauses = [after - before for before, after in itertools.pairwise(times)]
     assert pauses[0] >= 0.1
     assert pauses[1] >= 0.2
     assert pauses[2] >= 0.4
