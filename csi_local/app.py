@@ -5,9 +5,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from csi_local.config import Config
 from csi_local.engine.execute import CrashPoint, Executor
@@ -15,16 +17,23 @@ from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pools
 from csi_local.engine.publish import Publisher
 from csi_local.engine.sizes import Sizes
+from csi_local.engine.survey import Survey
 from csi_local.engine.sweeper import Sweeper
 from csi_local.engine.volumes import Volumes
 from csi_local.host.api import Host
 from csi_local.host.cpus import OneCpu
 from csi_local.host.linux import LinuxHost
 from csi_local.host.syscalls import limit_arenas
+from csi_local.rpc.boundary import unobserved
 from csi_local.rpc.controller import Controller
 from csi_local.rpc.identity import Identity
 from csi_local.rpc.node import Node
+from csi_local.rpc.registration import Registration
 from csi_local.rpc.server import Server
+
+if TYPE_CHECKING:
+    from csi_local.rpc.http import Check
+    from csi_local.rpc.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 _ARENAS = 2
@@ -49,34 +58,121 @@ def serve(config: Config) -> None:
     Raises:
         DriverError: it cannot start; the message says why.
     """
-    limit_arenas(_ARENAS)
-    log_to_stderr(config.log_level, config.log_format)
-    stop = _stop_on_signals()
-    together = OneCpu()
-    together.start()
-    engine = Engine(LinuxHost(), config)
-    node = config.node_id
-    services = (
-        Identity(engine.pools),
-        Controller(engine.volumes, engine.sizes),
-        Node(engine.publisher, engine.sizes, node, config.max_volumes),
-    )
-    server = Server(config.endpoint, services)
-    try:
+    stop = _begin(config)
+    with ExitStack() as stack:
+        engine = _engine(config, stack)
+        metrics = _metrics(config, engine)
+        services = (
+            Identity(engine.pools),
+            Controller(engine.volumes, engine.sizes),
+            Node(engine.publisher, engine.sizes, config.node_id, config.max_volumes),
+        )
         engine.pools.open()
-        engine.publisher.take_over()
-        server.start()
-        engine.sweeper.start()
-        for view in engine.pools.views():
-            _log.info("pool %s: %s", view.name, view.unavailable or f"{view.abilities.filesystem}, {view.media}")
-        _log.info("serving on %s as node %s", config.endpoint, node)
+        server = Server(config.endpoint, services, metrics.rpc if metrics else unobserved)
+        _start(engine, server, stack)
+        if metrics is not None:
+            survey = Survey(engine.volumes, engine.pools)
+            metrics.volumes(lambda: survey.found)
+            survey.start()
+            stack.callback(survey.stop)
+            _serve_pages(config, metrics, {"survey": lambda: survey.problem}, {"pools": engine.pools.missing}, stack)
+        _log.info("serving on %s as node %s", config.endpoint, config.node_id)
         stop()
         _log.info("stopping")
-        server.stop()
-        engine.sweeper.stop()
-    finally:
-        engine.pools.close()
-        together.stop()
+
+
+def node(config: Config) -> None:
+    """``csi-local node``: this node's kubelet, and what the controller asks of this node, until SIGTERM or SIGINT.
+
+    Raises:
+        DriverError: it cannot start; the message says why.
+    """
+    stop = _begin(config)
+    with ExitStack() as stack:
+        engine = _engine(config, stack)
+        metrics = _metrics(config, engine)
+        services = (
+            Identity(engine.pools),
+            Node(engine.publisher, engine.sizes, config.node_id, config.max_volumes),
+        )
+        engine.pools.open(patient=True)
+        server = Server(config.endpoint, services, metrics.rpc if metrics else unobserved)
+        _start(engine, server, stack)
+        survey = Survey(engine.volumes, engine.pools)
+        survey.start()
+        stack.callback(survey.stop)
+        alive: dict[str, Check] = {"survey": lambda: survey.problem}
+        ready: dict[str, Check] = {"pools": lambda: "" if engine.pools.all() else engine.pools.missing()}
+        if config.registration:
+            registration = Registration(config.kubelet_dir, config.endpoint, server.renew)
+            registration.start()
+            stack.callback(registration.stop)
+            alive["registration"] = lambda: registration.died
+            ready["registration"] = lambda: registration.problem
+        if metrics is not None:
+            metrics.volumes(lambda: survey.found)
+        _serve_pages(config, metrics, alive, ready, stack)
+        _log.info("serving on %s as node %s", config.endpoint, config.node_id)
+        stop()
+        _log.info("stopping")
+
+
+def _begin(config: Config) -> Callable[[], None]:
+    """What every program does first; what comes back waits for a signal."""
+    limit_arenas(_ARENAS)
+    log_to_stderr(config.log_level, config.log_format)
+    return _stop_on_signals()
+
+
+def _engine(config: Config, stack: ExitStack) -> Engine:
+    """The engine on this machine, with all of the process on one processor."""
+    together = OneCpu()
+    together.start()
+    stack.callback(together.stop)
+    engine = Engine(LinuxHost(), config)
+    stack.callback(engine.pools.close)
+    stack.callback(engine.sweeper.stop)
+    return engine
+
+
+def _start(engine: Engine, server: Server, stack: ExitStack) -> None:
+    """Serve what the open pools have."""
+    engine.publisher.take_over()
+    server.start()
+    stack.callback(server.stop)
+    engine.sweeper.start()
+    for view in engine.pools.views():
+        _log.info("pool %s: %s", view.name, view.unavailable or f"{view.abilities.filesystem}, {view.media}")
+
+
+def _metrics(config: Config, engine: Engine) -> "Metrics | None":
+    """What counts, where somebody may ask."""
+    if config.http_address is None:
+        return None
+    from csi_local.rpc.metrics import Metrics  # noqa: PLC0415 (memory, where nobody asks)
+
+    metrics = Metrics()
+    metrics.pools(engine.pools.views)
+    logging.getLogger().addHandler(metrics.log_handler())
+    return metrics
+
+
+def _serve_pages(
+    config: Config,
+    metrics: "Metrics | None",
+    alive: "Mapping[str, Check]",
+    ready: "Mapping[str, Check]",
+    stack: ExitStack,
+) -> None:
+    """/healthz, /readyz and /metrics, where an address is given."""
+    if config.http_address is None or metrics is None:
+        return
+    from csi_local.rpc.http import HttpServer, Pages  # noqa: PLC0415 (likewise)
+
+    http = HttpServer(config.http_address, Pages(alive=alive, ready=ready, metrics=metrics.page))
+    http.start()
+    stack.callback(http.stop)
+    _log.info("http on port %d", http.port)
 
 
 def _stop_on_signals() -> Callable[[], None]:

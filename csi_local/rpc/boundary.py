@@ -54,6 +54,12 @@ class Context(Protocol):
 
 
 Handler = Callable[[Any, Context], Message]
+Observe = Callable[[str, str, float], None]
+"""Told of every RPC that has ended: method, name of the status code, seconds."""
+
+
+def unobserved(_method: str, _code: str, _seconds: float) -> None:
+    """Tell nobody."""
 
 
 def code_of(error: Exception) -> grpc.StatusCode:
@@ -80,7 +86,7 @@ def decoder(message: type[Message]) -> Callable[[bytes], Message]:
     return decode
 
 
-def guarded(method: str, handler: Handler) -> Callable[[Message, Context], Message]:
+def guarded(method: str, handler: Handler, observe: Observe = unobserved) -> Callable[[Message, Context], Message]:
     """*handler* behind the border."""
 
     def serve(request: Message, context: Context) -> Message:  # noqa: RET503 (abort does not return)
@@ -92,9 +98,12 @@ def guarded(method: str, handler: Handler) -> Callable[[Message, Context], Messa
         except Exception as error:  # noqa: BLE001 (this is where they all end)
             code, text = _answer(method, error)
         else:
+            seconds = time.perf_counter() - began
+            observe(method, grpc.StatusCode.OK.name, seconds)
             level = logging.DEBUG if method in _QUIET else logging.INFO
-            _log.log(level, "%s %s OK %.1f ms", method, _subject(request), (time.perf_counter() - began) * 1000)
+            _log.log(level, "%s %s OK %.1f ms", method, _subject(request), seconds * 1000)
             return response
+        observe(method, code.name, time.perf_counter() - began)
         text = _short(text, _MAX_MESSAGE)
         _log.warning("%s %s %s: %s", method, _subject(request), code.name, on_one_line(text))
         context.abort(code, text)
