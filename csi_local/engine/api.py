@@ -6,6 +6,7 @@ from typing import Protocol
 from csi_local.model.accessibility import ANYWHERE, Accessibility
 from csi_local.model.quantity import Bytes
 from csi_local.model.volume import Capability, CapacityRange, VolumeId, VolumeRecord
+from csi_local.plan.placement import Capacity
 from csi_local.plan.request import VolumeRequest
 
 
@@ -24,15 +25,6 @@ class VolumeView:
     pool: str
     record: VolumeRecord | None
     problem: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capacity:
-    """Room for new volumes of one kind, in bytes: in all, the largest possible, and the smallest possible."""
-
-    available: Bytes
-    largest: Bytes
-    smallest: Bytes
 
 
 class VolumeEngine(Protocol):

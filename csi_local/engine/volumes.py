@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from csi_local.engine.api import Capacity, VolumeView
+from csi_local.engine.api import VolumeView
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
@@ -24,7 +24,7 @@ from csi_local.model.observed import FileKind
 from csi_local.model.quantity import Bytes
 from csi_local.model.volume import VolumeId, VolumeRecord, check_name, known_id, volume_id
 from csi_local.plan import life, sizes
-from csi_local.plan.placement import Placement, available, place, unfit
+from csi_local.plan.placement import Capacity, Placement, capacity_of, place
 from csi_local.plan.request import VolumeRequest, check_same, new_record, shape
 
 _log = logging.getLogger(__name__)
@@ -195,8 +195,4 @@ class Volumes:
             InvalidArgument: there is no such kind.
         """
         wanted = shape(request.parameters, request.capabilities)
-        least = sizes.smallest(wanted.backend, wanted.filesystem)
-        here = self._pools.views() if where.allows(self._node) else []
-        views = [view for view in here if not unfit(request.parameters, wanted, view)]
-        rooms = [room for view in views if (room := available(request.parameters, view)) >= least]
-        return Capacity(available=Bytes(sum(rooms)), largest=max(rooms, default=Bytes(0)), smallest=least)
+        return capacity_of(request.parameters, wanted, self._pools.views() if where.allows(self._node) else [])
