@@ -63,6 +63,12 @@ class Api:
         self._idle: deque[http.client.HTTPConnection] = deque()
         self._token, self._token_until = credentials.token, 0.0
 
+    def close(self) -> None:
+        """Give up the connections that are kept; the next request makes a new one."""
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
+
     def get(self, collection: str, name: str) -> Object:
         """One object.
 
