@@ -24,6 +24,11 @@ from csi_local.host.api import Host
 from csi_local.host.cpus import OneCpu
 from csi_local.host.linux import LinuxHost
 from csi_local.host.syscalls import limit_arenas
+from csi_local.kube.agent import Agent, Told
+from csi_local.kube.api import Api
+from csi_local.kube.events import Events
+from csi_local.kube.pools import LEASE_S, POOLS_PAUSE_S, POOLS_S, Beat, NodeLease, PoolReports
+from csi_local.model.errors import InvalidArgument
 from csi_local.rpc.boundary import unobserved
 from csi_local.rpc.controller import Controller
 from csi_local.rpc.identity import Identity
@@ -85,7 +90,7 @@ def node(config: Config) -> None:
     """``csi-local node``: this node's kubelet, and what the controller asks of this node, until SIGTERM or SIGINT.
 
     Raises:
-        DriverError: it cannot start; the message says why.
+        DriverError: it cannot start; the message says why. That the Kubernetes API is not there is no reason.
     """
     stop = _begin(config)
     with ExitStack() as stack:
@@ -98,10 +103,7 @@ def node(config: Config) -> None:
         engine.pools.open(patient=True)
         server = Server(config.endpoint, services, metrics.rpc if metrics else unobserved)
         _start(engine, server, stack)
-        survey = Survey(engine.volumes, engine.pools)
-        survey.start()
-        stack.callback(survey.stop)
-        alive: dict[str, Check] = {"survey": lambda: survey.problem}
+        alive: dict[str, Check] = {}
         ready: dict[str, Check] = {"pools": lambda: "" if engine.pools.all() else engine.pools.missing()}
         if config.registration:
             registration = Registration(config.kubelet_dir, config.endpoint, server.renew)
@@ -109,12 +111,60 @@ def node(config: Config) -> None:
             stack.callback(registration.stop)
             alive["registration"] = lambda: registration.died
             ready["registration"] = lambda: registration.problem
+        part = ClusterPart(config, engine, metrics.operation if metrics else unobserved)
+        part.start()
+        stack.callback(part.stop)
         if metrics is not None:
-            metrics.volumes(lambda: survey.found)
-        _serve_pages(config, metrics, alive, ready, stack)
+            metrics.volumes(lambda: part.survey.found)
+        _serve_pages(config, metrics, {**alive, **part.checks}, ready, stack)
         _log.info("serving on %s as node %s", config.endpoint, config.node_id)
         stop()
         _log.info("stopping")
+
+
+class ClusterPart:
+    """What makes a node a part of the cluster: its agent, its LocalPools, its Lease."""
+
+    def __init__(self, config: Config, engine: Engine, told: Told) -> None:
+        if config.credentials is None:
+            raise InvalidArgument("nothing says how to reach the Kubernetes API")
+        api, node = Api(config.credentials), config.node_id
+        events = Events(api, node)
+        reports = PoolReports(api, node, engine.pools, config.pools, events)
+        self._pools = Beat("pools", reports.report, POOLS_S, POOLS_PAUSE_S)
+        self._agent = Agent(
+            api,
+            node,
+            (engine.volumes, engine.sizes),
+            events,
+            told=told,
+            changed=self._pools.ask,
+            crash_point=crash_point(config.crash_point),
+        )
+        lease = NodeLease(api, node, config.namespace, lambda: self._agent.problem or self._agent.unconnected)
+        self._lease = Beat("lease", lease.renew, LEASE_S)
+        self.survey = Survey(engine.volumes, engine.pools, self._agent.surveyed)
+        self._parts = (self._pools, self._agent, self._lease, self.survey)
+
+    @property
+    def checks(self) -> "Mapping[str, Check]":
+        """Of what belongs to this process alone."""
+        return {
+            "agent": lambda: self._agent.problem,
+            "pools": lambda: self._pools.problem,
+            "lease": lambda: self._lease.problem,
+            "survey": lambda: self.survey.problem,
+        }
+
+    def start(self) -> None:
+        """Begin, or begin when the API is there."""
+        for part in self._parts:
+            part.start()
+
+    def stop(self) -> None:
+        """End after the work under way."""
+        for part in reversed(self._parts):
+            part.stop()
 
 
 def _begin(config: Config) -> Callable[[], None]:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from csi_local.kube.credentials import Credentials, from_kubeconfig, in_cluster
 from csi_local.model.errors import InvalidArgument
 from csi_local.model.pool import PoolKind, PoolSpec, parse_pool, pool_spec
 
@@ -40,7 +41,7 @@ class Config:
         kubelet_dir: where the kubelet keeps its things, on the host and here.
         registration: whether the driver registers itself with the kubelet.
         namespace: where its Leases are.
-        kubeconfig: a file that says where the Kubernetes API is; "" for what a pod is given.
+        credentials: how to reach the Kubernetes API; None where there is no need to.
         crash_point: for tests: ``trace:FILE`` or ``kill:NAME`` (``app.crash_point``).
     """
 
@@ -55,7 +56,7 @@ class Config:
     kubelet_dir: str = DEFAULT_KUBELET_DIR
     registration: bool = True
     namespace: str = DEFAULT_NAMESPACE
-    kubeconfig: str = ""
+    credentials: Credentials | None = None
     crash_point: str = ""
 
 
@@ -98,7 +99,7 @@ def load(flags: Mapping[str, Any], role: Role = Role.ALONE) -> Config:
         kubelet_dir=kubelet_dir,
         registration=_choice(_plain(values.get("registration", "yes")), ("yes", "no"), "registration") == "yes",
         namespace=str(values.get("namespace") or os.environ.get("NAMESPACE") or DEFAULT_NAMESPACE),
-        kubeconfig=str(values.get("kubeconfig", "")),
+        credentials=None if role is Role.ALONE else _credentials(str(values.get("kubeconfig", ""))),
         crash_point=os.environ.get("CSI_LOCAL_CRASH_POINT", ""),
     )
 
@@ -191,6 +192,26 @@ def _directory(value: object, what: str) -> str:
     if not path.startswith("/") or ".." in path.split("/"):
         raise InvalidArgument(f"{what} {path!r} must be an absolute path")
     return path.rstrip("/") or "/"
+
+
+def _credentials(path: str) -> Credentials:
+    """What a kubeconfig says, or what every pod is given."""
+    if path:
+        import yaml  # noqa: PLC0415 (likewise)
+
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            return from_kubeconfig(content, str(Path(path).parent))
+        except OSError as error:
+            raise InvalidArgument(f"kubeconfig {path}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError):  # none of its text: it holds secrets
+            raise InvalidArgument(f"kubeconfig {path} is not YAML") from None
+        except InvalidArgument as error:
+            raise InvalidArgument(f"kubeconfig {path}: {error}") from None
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
+        raise InvalidArgument("this is no pod of a Kubernetes cluster: say with --kubeconfig FILE how to reach the API")
+    return in_cluster(host, port)
 
 
 def _address(text: str) -> tuple[str, int] | None:

@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from csi_local.engine.api import VolumeView
+from csi_local.engine.api import VolumeEngine, VolumeView
 from csi_local.engine.pools import Pools
-from csi_local.engine.volumes import Volumes
 from csi_local.model.errors import HostError, Unsupported
 from csi_local.model.quantity import Bytes
 
@@ -39,7 +38,7 @@ class Survey:
 
     def __init__(
         self,
-        volumes: Volumes,
+        volumes: VolumeEngine,
         pools: Pools,
         tell: Callable[[Sequence[Surveyed]], None] = _nobody,
         *,

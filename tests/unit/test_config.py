@@ -31,11 +31,25 @@ pools:
   - {name: slow, image: /srv/slow.img, size: 20Gi, fs: btrfs, reserve: 5%, overcommit: 1.5}
   - {name: disk, device: /dev/disk/by-id/x}
 """
+KUBECONFIG = """
+current-context: here
+contexts: [{name: here, context: {cluster: one, user: me}}]
+clusters: [{name: one, cluster: {server: "https://127.0.0.1:6443"}}]
+users: [{name: me, user: {token: hush}}]
+"""
 
 
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CSI_LOCAL_CONFIG", "CSI_ENDPOINT", "NODE_ID", "NODE_NAME", "NAMESPACE", "CSI_LOCAL_CRASH_POINT"):
+    for name in (
+        "CSI_LOCAL_CONFIG",
+        "CSI_ENDPOINT",
+        "NODE_ID",
+        "NODE_NAME",
+        "NAMESPACE",
+        "KUBERNETES_SERVICE_HOST",
+        "CSI_LOCAL_CRASH_POINT",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -104,21 +118,43 @@ class TestKubernetes:
     def test_a_node(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("NODE_NAME", "node-3")
         monkeypatch.setenv("NAMESPACE", "storage")
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
         found = config.load({"pool": [POOL], "kubelet_dir": "/var/snap/kubelet/"}, config.Role.NODE)
-        assert (found.node_id, found.namespace, found.kubeconfig) == ("node-3", "storage", "")
+        assert (found.node_id, found.namespace) == ("node-3", "storage")
+        assert found.credentials is not None
+        assert found.credentials.server == "https://10.0.0.1:443"
         assert found.endpoint == "unix:///var/snap/kubelet/plugins/csi-local.io/csi.sock"
         assert (found.http_address, found.registration) == (("0.0.0.0", 9808), True)  # noqa: S104 (the default)
 
-    def test_a_node_told_otherwise(self) -> None:
+    def test_a_node_told_otherwise(self, tmp_path: Path) -> None:
+        (tmp_path / "kubeconfig").write_text(KUBECONFIG)
         flags = {"pool": [POOL], "node_id": "n", "http_address": "", "registration": "no", "namespace": "x"}
-        found = config.load({**flags, "endpoint": "unix:///x.sock"}, config.Role.NODE)
+        flags |= {"kubeconfig": str(tmp_path / "kubeconfig"), "endpoint": "unix:///x.sock"}
+        found = config.load(flags, config.Role.NODE)
         assert (found.http_address, found.registration, found.namespace) == (None, False, "x")
         assert found.endpoint == "unix:///x.sock"
+        assert found.credentials is not None
+        assert found.credentials.server == "https://127.0.0.1:6443"
+        assert "hush" not in repr(found)
 
-    def test_a_controller_has_no_pools(self) -> None:
-        assert config.load({"kubeconfig": "/k"}, config.Role.CONTROLLER).pools == ()
+    def test_a_controller_has_no_pools(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+        assert config.load({}, config.Role.CONTROLLER).pools == ()
         with pytest.raises(InvalidArgument, match="no pools"):
             config.load({}, config.Role.NODE)
+
+    @pytest.mark.parametrize(
+        ("content", "message"), [("{[", "not YAML"), ("{}", "no context"), (None, "No such file")], ids=str
+    )
+    def test_no_way_to_the_api(self, tmp_path: Path, content: str | None, message: str) -> None:
+        if content is not None:
+            (tmp_path / "kubeconfig").write_text(content)
+        with pytest.raises(InvalidArgument, match=message):
+            config.load({"kubeconfig": str(tmp_path / "kubeconfig")}, config.Role.CONTROLLER)
+
+    def test_outside_a_cluster(self) -> None:
+        with pytest.raises(InvalidArgument, match="--kubeconfig"):
+            config.load({}, config.Role.CONTROLLER)
 
 
 class TestFile:

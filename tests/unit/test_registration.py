@@ -39,9 +39,9 @@ class Kubelet:
         with grpc.insecure_channel(f"unix:{self.socket}") as channel:
             pb_grpc.RegistrationStub(channel).NotifyRegistrationStatus(status, timeout=10)
 
-    def inode(self) -> int:
-        """Which socket it is; 0 for none."""
-        return self.socket.lstat().st_ino if self.socket.exists() else 0
+    def made(self) -> int:
+        """When the socket was made; 0 for none. The number of its inode may be used again."""
+        return self.socket.lstat().st_ctime_ns if self.socket.exists() else 0
 
 
 @pytest.fixture
@@ -81,10 +81,10 @@ def test_only_its_owner_may_use_it(registration: Registration, kubelet: Kubelet)
 
 
 def test_what_was_refused_is_tried_again(registration: Registration, kubelet: Kubelet) -> None:
-    before = kubelet.inode()
+    before = kubelet.made()
     kubelet.tell(registered=False, error="no\nthanks" + "!" * 1000)
     assert registration.problem.startswith(r"the kubelet refused the registration: no\nthanks!")
-    until(lambda: kubelet.inode() not in (0, before), "the socket is made anew")
+    until(lambda: kubelet.made() not in (0, before), "the socket is made anew")
     kubelet.tell(registered=True)
     assert not registration.problem
 
