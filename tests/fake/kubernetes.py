@@ -15,7 +15,7 @@ import time
 import uuid
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from csi_local.kube.credentials import Credentials
@@ -55,7 +55,7 @@ class Kubernetes:
         self._port = 0
         self._server: _Server | None = None
 
-    def __enter__(self) -> Kubernetes:
+    def __enter__(self) -> Self:
         self.up()
         return self
 
