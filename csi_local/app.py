@@ -24,10 +24,14 @@ from csi_local.host.api import Host
 from csi_local.host.cpus import OneCpu
 from csi_local.host.linux import LinuxHost
 from csi_local.host.syscalls import limit_arenas
+from csi_local.kube import resources
 from csi_local.kube.agent import Agent, Told
 from csi_local.kube.api import Api
+from csi_local.kube.cache import Cache
 from csi_local.kube.events import Events
+from csi_local.kube.nodes import Nodes
 from csi_local.kube.pools import LEASE_S, POOLS_PAUSE_S, POOLS_S, Beat, NodeLease, PoolReports
+from csi_local.kube.remote import Remote
 from csi_local.model.errors import InvalidArgument
 from csi_local.rpc.boundary import unobserved
 from csi_local.rpc.controller import Controller
@@ -42,6 +46,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _ARENAS = 2
+_CONTROLLER_WORKERS = 160
+"""Most of them wait for a node's answer; csi-provisioner asks for 100 volumes at once."""
+_TELL_S = 10.0
 
 
 class Engine:
@@ -122,6 +129,79 @@ def node(config: Config) -> None:
         _log.info("stopping")
 
 
+def controller(config: Config) -> None:
+    """``csi-local controller``: volumes of all nodes for the sidecars, until SIGTERM or SIGINT. No disk is touched.
+
+    The socket appears when all caches are filled: an answer before that would be wrong.
+
+    Raises:
+        DriverError: it cannot start; the message says why. That the Kubernetes API is not there is no reason.
+    """
+    stop = _begin(config)
+    with ExitStack() as stack:
+        _together(stack)
+        view = ClusterView(config)
+        view.start()
+        stack.callback(view.stop)
+        metrics = _metrics(config)
+        _serve_pages(config, metrics, view.alive, view.synced, stack)
+        services = (Identity(view), Controller(view.engine, view.engine))
+        observe = metrics.rpc if metrics else unobserved
+        server = Server(config.endpoint, services, observe, workers=_CONTROLLER_WORKERS)
+        view.wait()
+        server.start()
+        stack.callback(server.stop)
+        _log.info("serving on %s for the nodes of %s", config.endpoint, view.server)
+        stop()
+        _log.info("stopping")
+
+
+class ClusterView:
+    """What the controller knows of the cluster, and its engine over that."""
+
+    def __init__(self, config: Config) -> None:
+        if config.credentials is None:
+            raise InvalidArgument("nothing says how to reach the Kubernetes API")
+        self.server = config.credentials.server
+        api = Api(config.credentials)
+        volumes = Cache(api, resources.VOLUMES)
+        pools = Cache(api, resources.POOLS)
+        leases = Cache(api, resources.leases(config.namespace), selector=resources.NODE_LABEL)
+        self._caches = {"volumes": volumes, "pools": pools, "leases": leases}
+        self.engine = Remote(api, volumes, Nodes(leases, pools))
+
+    @property
+    def ready(self) -> bool:
+        """Whether it knows all there is."""
+        return all(cache.synced for cache in self._caches.values())
+
+    @property
+    def alive(self) -> "Mapping[str, Check]":
+        """Whether each cache's thread runs."""
+        return {name: cache.check_alive for name, cache in self._caches.items()}
+
+    @property
+    def synced(self) -> "Mapping[str, Check]":
+        """Whether each cache is filled."""
+        return {name: cache.check_synced for name, cache in self._caches.items()}
+
+    def start(self) -> None:
+        """Begin to watch."""
+        for cache in self._caches.values():
+            cache.start()
+
+    def wait(self) -> None:
+        """Wait until all is known, however long the API is away."""
+        for name, cache in self._caches.items():
+            while not cache.wait_synced(_TELL_S):
+                _log.warning("waiting for the Kubernetes API to list %s", name)
+
+    def stop(self) -> None:
+        """End."""
+        for cache in self._caches.values():
+            cache.stop()
+
+
 class ClusterPart:
     """What makes a node a part of the cluster: its agent, its LocalPools, its Lease."""
 
@@ -176,13 +256,18 @@ def _begin(config: Config) -> Callable[[], None]:
 
 def _engine(config: Config, stack: ExitStack) -> Engine:
     """The engine on this machine, with all of the process on one processor."""
-    together = OneCpu()
-    together.start()
-    stack.callback(together.stop)
+    _together(stack)
     engine = Engine(LinuxHost(), config)
     stack.callback(engine.pools.close)
     stack.callback(engine.sweeper.stop)
     return engine
+
+
+def _together(stack: ExitStack) -> None:
+    """All of the process on one processor (docs/decisions/0005)."""
+    together = OneCpu()
+    together.start()
+    stack.callback(together.stop)
 
 
 def _start(engine: Engine, server: Server, stack: ExitStack) -> None:
@@ -195,14 +280,15 @@ def _start(engine: Engine, server: Server, stack: ExitStack) -> None:
         _log.info("pool %s: %s", view.name, view.unavailable or f"{view.abilities.filesystem}, {view.media}")
 
 
-def _metrics(config: Config, engine: Engine) -> "Metrics | None":
+def _metrics(config: Config, engine: Engine | None = None) -> "Metrics | None":
     """What counts, where somebody may ask."""
     if config.http_address is None:
         return None
     from csi_local.rpc.metrics import Metrics  # noqa: PLC0415 (memory, where nobody asks)
 
     metrics = Metrics()
-    metrics.pools(engine.pools.views)
+    if engine is not None:
+        metrics.pools(engine.pools.views)
     logging.getLogger().addHandler(metrics.log_handler())
     return metrics
 

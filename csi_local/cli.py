@@ -59,6 +59,14 @@ def _parser() -> argparse.ArgumentParser:
         "--registration", choices=("yes", "no"), help="register with the kubelet; no: a sidecar does it (yes)"
     )
     _in_kubernetes(node)
+    controller = commands.add_parser(
+        "controller",
+        help="serve the sidecars of a Kubernetes cluster: volumes of all its nodes",
+        description="Serve the sidecars of a Kubernetes cluster: volumes of all its nodes, made by their agents.",
+    )
+    controller.set_defaults(run=_controller)
+    _in_kubernetes(controller)
+    _serving(controller)
     for server in (serve, node):
         server.add_argument("--max-volumes", help=f"volumes staged at once; 0: no limit ({config.DEFAULT_MAX_VOLUMES})")
         _serving(server)
@@ -131,6 +139,13 @@ def _node(_arguments: argparse.Namespace, flags: dict[str, object]) -> int:
     from csi_local import app  # noqa: PLC0415 (likewise)
 
     app.node(config.load(flags, config.Role.NODE))
+    return 0
+
+
+def _controller(_arguments: argparse.Namespace, flags: dict[str, object]) -> int:
+    from csi_local import app  # noqa: PLC0415 (likewise)
+
+    app.controller(config.load(flags, config.Role.CONTROLLER))
     return 0
 
 

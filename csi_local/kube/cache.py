@@ -71,10 +71,13 @@ class Cache:
         """Since when (monotonic seconds) the watch has had no gap; None while it has one."""
         return self._connected_since
 
-    @property
-    def alive(self) -> bool:
-        """Whether its thread runs."""
-        return self._thread.is_alive()
+    def check_alive(self) -> str:
+        """Why it hears of nothing any more, or ""; that the API cannot be reached is no reason."""
+        return "" if self._thread.is_alive() else "its thread has died"
+
+    def check_synced(self) -> str:
+        """Why it is not filled yet, or ""."""
+        return "" if self.synced else "not listed yet"
 
     def wait_synced(self, timeout_s: float) -> bool:
         """Wait for the first list; return whether it is there."""

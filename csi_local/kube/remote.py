@@ -16,7 +16,7 @@ from typing import Any
 from csi_local.engine.api import VolumeView
 from csi_local.engine.locks import KeyedLocks
 from csi_local.kube.api import Api, Object
-from csi_local.kube.cache import Cache
+from csi_local.kube.cache import Cache, Predicate
 from csi_local.kube.nodes import Nodes
 from csi_local.kube.resources import (
     ABSENT,
@@ -81,10 +81,13 @@ class Remote:
             Busy: its node has not answered within *patience_s*; asked again, this goes on where it was.
         """
         volume = volume_id(check_name(request.name))
-        new_record(request, now=0)  # whether there can be such a volume at all
+        creation = _Creation(self, request, volume, where)
         until = self._clock() + patience_s
         with self._locks.hold(volume, patience_s):
-            return _Creation(self, request, volume, where).run(until)
+            try:
+                return creation.run(until)
+            finally:
+                self._nodes.settle(volume)
 
     # --- delete
 
@@ -109,8 +112,8 @@ class Remote:
                     raise error
                 else:
                     asked = True
-                    self.wait(found, until, lambda now: now is None)
-                    found = self._volumes.get(name)
+                    self.wait(found, until, _gone_or_refused)
+                    found = self.known(name)
 
     # --- look
 
@@ -173,7 +176,7 @@ class Remote:
                 if not asked:
                     asked = self.write(found, {"capacity": capacity_fields(capacity)}) is not None
                 elif not answered(found):
-                    self.wait(found, until, lambda now: now is None or answered(now))
+                    self.wait(found, until, _gone_or_answered)
                 else:
                     raise error_of(found) or Unavailable(f"volume {shown} has not grown; try again")
 
@@ -183,6 +186,10 @@ class Remote:
     def nodes(self) -> Nodes:
         """What is known of the nodes."""
         return self._nodes
+
+    def known(self, name: str) -> Object | None:
+        """A volume's resource as far as the cache knows."""
+        return self._volumes.get(name)
 
     def find(self, name: str) -> Object | None:
         """A volume's resource; where the cache has none, the API is asked: another controller may have just made it."""
@@ -224,8 +231,8 @@ class Remote:
         self._volumes.observe(changed)
         return changed
 
-    def wait(self, found: Object, until: float, ended: Callable[[Object | None], bool]) -> None:
-        """Wait for a volume's node to answer, or for what *ended* says.
+    def wait(self, found: Object, until: float, ended: Predicate) -> None:
+        """Wait for what *ended* says of a volume, which its node is to bring about.
 
         Raises:
             Unavailable: the node is not there.
@@ -234,14 +241,8 @@ class Remote:
         node, name = node_of(found), name_of(found)
         if not self._nodes.alive(node):
             raise Unavailable(f"node {node}, which has volume {name}, is not there; it goes on when the node is back")
-        if not self._volumes.wait(
-            name, lambda now: ended(now) or (now is not None and answered(now)), self.left(until)
-        ):
+        if not self._volumes.wait(name, ended, until - self._clock()):
             raise Busy(f"node {node} is still at work on volume {name}; try again")
-
-    def left(self, until: float) -> float:
-        """Seconds until then."""
-        return until - self._clock()
 
 
 class _Creation:
@@ -260,7 +261,7 @@ class _Creation:
 
     def run(self, until: float) -> VolumeView:
         """Go on until a node has made it, or none can."""
-        found = self._remote.find(self._name)
+        found = self._remote.known(self._name)
         while True:
             if found is None:
                 found = self._begin()
@@ -285,9 +286,9 @@ class _Creation:
         node = node_of(found)
         there = self._remote.nodes.alive(node)
         if wanted_absent(found) and (there or made(found)):  # being removed: begin anew when it is
-            self._remote.wait(found, until, lambda now: now is None)
-            if (now := self._remote.find(self._name)) is not None and wanted_absent(now) and answered(now):
-                raise error_of(now) or Busy(f"volume {self._request.name!r} is being removed; try again")
+            self._remote.wait(found, until, _gone_or_back)
+            if (now := self._remote.known(self._name)) is not None and wanted_absent(now) and (error := error_of(now)):
+                raise error
             return now
         if not wanted_absent(found):
             check_same(new_record(volume_request(found), now=0), self._request)
@@ -297,15 +298,8 @@ class _Creation:
             self._passed[node] = "it does not answer"
             return self._move(found)
         self._asked = node
-        return self._await(found, until)
-
-    def _await(self, found: Object, until: float) -> Object | None:
-        try:
-            self._remote.wait(found, until, lambda now: now is None or wanted_absent(now))
-        finally:
-            now = self._remote.find(self._name)
-            self._remote.nodes.settle(self._volume, made=now is None or made(now) or not answered(now))
-        return now
+        self._remote.wait(found, until, _gone_or_answered)
+        return self._remote.known(self._name)
 
     def _refused(self, found: Object, error: DriverError | None) -> Object | None:
         """What to do when a node has answered with an error: another node, the same again, or give up."""
@@ -334,6 +328,7 @@ class _Creation:
         nodes, parameters = self._remote.nodes, self._request.parameters
         choice = nodes.choose(parameters, self._shape, self._size, self._where, self._passed)
         if choice.node is None:
+            nodes.forget(self._volume)
             if found is not None and not wanted_absent(found):
                 self._remote.write(found, {"state": ABSENT})
             refusals = [f"node {node}: {why}" for node, why in self._passed.items()]
@@ -341,6 +336,18 @@ class _Creation:
             raise ResourceExhausted(f"no node can have volume {self._request.name!r}: {told}")
         nodes.promise(self._volume, choice.node, parameters, self._shape, self._size)
         return choice.node
+
+
+def _gone_or_answered(found: Object | None) -> bool:
+    return found is None or answered(found)
+
+
+def _gone_or_refused(found: Object | None) -> bool:
+    return found is None or (answered(found) and error_of(found) is not None)
+
+
+def _gone_or_back(found: Object | None) -> bool:
+    return found is None or not wanted_absent(found) or _gone_or_refused(found)
 
 
 def _record(found: Object) -> VolumeRecord:

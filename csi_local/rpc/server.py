@@ -48,10 +48,16 @@ class Server:
     """Serves what it is given until it is stopped."""
 
     def __init__(
-        self, endpoint: str, services: Sequence[Identity | Controller | Node], observe: Observe = unobserved
+        self,
+        endpoint: str,
+        services: Sequence[Identity | Controller | Node],
+        observe: Observe = unobserved,
+        *,
+        workers: int = WORKERS,
     ) -> None:
         self._path = socket_path(endpoint)
         self._handlers = tuple(_handlers(service, observe) for service in services)
+        self._workers = workers
         self._server: grpc.Server | None = None
 
     def start(self) -> None:
@@ -62,7 +68,7 @@ class Server:
             InvalidArgument: something that is no socket is there.
             Unavailable: it cannot be made.
         """
-        self._server = listening(self._path, self._handlers, WORKERS)
+        self._server = listening(self._path, self._handlers, self._workers)
 
     def renew(self) -> None:
         """Make the socket anew where somebody has removed it, as whoever wipes the kubelet's directory does.
@@ -72,7 +78,7 @@ class Server:
         """
         if self._server is not None and not Path(self._path).exists():
             _log.warning("the socket %s is gone; it is made anew", self._path)
-            before, self._server = self._server, listening(self._path, self._handlers, WORKERS)
+            before, self._server = self._server, listening(self._path, self._handlers, self._workers)
             before.stop(_GRACE_S)
 
     def stop(self) -> None:
