@@ -221,10 +221,16 @@ class ClusterPart:
             changed=self._pools.ask,
             crash_point=crash_point(config.crash_point),
         )
-        lease = NodeLease(api, node, config.namespace, lambda: self._agent.problem or self._agent.unconnected)
-        self._lease = Beat("lease", lease.renew, LEASE_S)
+        self._node_lease = NodeLease(
+            api, node, config.namespace, lambda: self._agent.problem or self._agent.unconnected
+        )
+        self._lease = Beat("lease", self._renew, LEASE_S)
         self.survey = Survey(engine.volumes, engine.pools, self._agent.surveyed)
         self._parts = (self._pools, self._agent, self._lease, self.survey)
+
+    def _renew(self) -> None:
+        self._agent.catch_up()
+        self._node_lease.renew()
 
     @property
     def checks(self) -> "Mapping[str, Check]":

@@ -60,6 +60,7 @@ class Agent:
         """Volumes on disk that the cache has no LocalVolume of."""
         self._suspects: set[str] = set()
         """LocalVolumes whose health may be another than they say."""
+        self._unseen: Sequence[Surveyed] = ()
         self.cache.listen(self._seen)
 
     def start(self) -> None:
@@ -89,6 +90,7 @@ class Agent:
     def surveyed(self, found: Sequence[Surveyed]) -> None:
         """Compare what is on disk with what the LocalVolumes say; what differs is looked at, one by one."""
         if not self.cache.synced:
+            self._unseen = found
             return
         here = {resources.resource_name(one.view.id): one.view for one in found}
         for wanted in self.cache.items():
@@ -100,6 +102,12 @@ class Agent:
         for name, view in here.items():
             self._strays[name] = view.id
             self._queue.add(name)
+
+    def catch_up(self) -> None:
+        """Look at what was surveyed before it was known what is wanted."""
+        if self._unseen and self.cache.synced:
+            found, self._unseen = self._unseen, ()
+            self.surveyed(found)
 
     # --- one LocalVolume
 
