@@ -80,7 +80,7 @@ class Beat:
             self._act()
         except DriverError as error:
             return str(error)
-        except Exception as error:  # the thread must live; the log has it
+        except Exception as error:  # noqa: BLE001 (the thread must live; the log has it)
             _log.exception("%s", self._thread.name)
             return repr(error)
         return ""
