@@ -93,6 +93,18 @@ def serve(config: Config) -> None:
         _log.info("stopping")
 
 
+class SomePool:
+    """A node is ready when it has a pool: one disk that is missing is no reason to keep pods from the others."""
+
+    def __init__(self, pools: Pools) -> None:
+        self._pools = pools
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is one."""
+        return bool(self._pools.all())
+
+
 def node(config: Config) -> None:
     """``csi-local node``: this node's kubelet, and what the controller asks of this node, until SIGTERM or SIGINT.
 
@@ -104,7 +116,7 @@ def node(config: Config) -> None:
         engine = _engine(config, stack)
         metrics = _metrics(config, engine)
         services = (
-            Identity(engine.pools),
+            Identity(SomePool(engine.pools)),
             Node(engine.publisher, engine.sizes, config.node_id, config.max_volumes),
         )
         engine.pools.open(patient=True)
