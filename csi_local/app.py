@@ -221,7 +221,8 @@ class ClusterPart:
     def __init__(self, config: Config, engine: Engine, told: Told) -> None:
         if config.credentials is None:
             raise InvalidArgument("nothing says how to reach the Kubernetes API")
-        api, node = Api(config.credentials), config.node_id
+        self._api = api = Api(config.credentials)
+        node = config.node_id
         events = Events(api, node)
         reports = PoolReports(api, node, engine.pools, config.pools, events)
         self._pools = Beat("pools", reports.report, POOLS_S, POOLS_PAUSE_S)
@@ -264,6 +265,7 @@ class ClusterPart:
         """End after the work under way."""
         for part in reversed(self._parts):
             part.stop()
+        self._api.close()
 
 
 def _begin(config: Config) -> Callable[[], None]:

@@ -58,6 +58,8 @@ class Agent:
         """Volumes that were made and whose making was not acknowledged yet, by their LocalVolume's name."""
         self._strays: dict[str, VolumeId] = {}
         """Volumes on disk that the cache has no LocalVolume of."""
+        self._again: set[str] = set()
+        """LocalVolumes whose removal failed, and that are tried again though nobody has asked again."""
         self._suspects: set[str] = set()
         """LocalVolumes whose health may be another than they say."""
         self._unseen: Sequence[Surveyed] = ()
@@ -96,7 +98,10 @@ class Agent:
         for wanted in self.cache.items():
             name = resources.name_of(wanted)
             view = here.pop(name, None)
-            if _acknowledged(wanted) and _differs(wanted, "its data is gone" if view is None else view.problem):
+            if volume_resource.wanted_absent(wanted):
+                self._again.add(name)
+                self._queue.add(name)
+            elif _acknowledged(wanted) and _differs(wanted, "its data is gone" if view is None else view.problem):
                 self._suspects.add(name)
                 self._queue.add(name)
         for name, view in here.items():
@@ -117,10 +122,12 @@ class Agent:
         try:
             if wanted is None:
                 return self._without(name)
+            again = name in self._again
+            self._again.discard(name)
+            if volume_resource.wanted_absent(wanted) and (again or not resources.answered(wanted)):
+                return self._remove(name, wanted)
             if resources.answered(wanted):
                 return self._check(name, wanted)
-            if volume_resource.wanted_absent(wanted):
-                return self._remove(name, wanted)
             return self._provide(name, wanted)
         except (Conflict, NotFound):  # it has changed; the watch brings it
             return not self._is_fresh(name)

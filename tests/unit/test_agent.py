@@ -210,8 +210,9 @@ def test_a_volume_in_use_stays(scene: Scene) -> None:
     scene.change(name, state="Absent")
     status = scene.answer(name)
     assert status["error"]["code"] == "FAILED_PRECONDITION"
+    scene.look()
     scene.rig.publisher.unstage("data", "/kubelet/staging", PATIENCE_S)
-    scene.change(name)
+    scene.look()  # that it is to go was said
     scene.wait_gone(name)
 
 
