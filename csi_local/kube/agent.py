@@ -85,8 +85,9 @@ class Agent:
         """Why it does not know what is wanted now, or ""."""
         return "" if self.cache.connected_since is not None else "the Kubernetes API cannot be watched"
 
-    def _seen(self, name: str, _old: Object | None, new: Object | None) -> None:
-        if new is not None and not resources.answered(new):
+    def _seen(self, name: str, old: Object | None, new: Object | None) -> None:
+        just_released = old is not None and new is not None and _held(old) and not _held(new)
+        if new is not None and not just_released and not resources.answered(new):
             self._queue.add(name)
 
     def surveyed(self, found: Sequence[Surveyed]) -> None:
@@ -335,6 +336,11 @@ class Agent:
 def _acknowledged(wanted: Object) -> bool:
     """Whether somebody was ever told that the volume is there."""
     return bool(wanted.get("status", {}).get("volumeId"))
+
+
+def _held(wanted: Object) -> bool:
+    """Whether it must not go yet."""
+    return resources.FINALIZER in wanted["metadata"].get("finalizers", ())
 
 
 def _differs(wanted: Object, problem: str) -> bool:

@@ -1,8 +1,9 @@
 """A Kubernetes API on loopback: real HTTP over a dictionary, with the semantics that our client relies on.
 
-Resource versions, generations, the status subresource, finalizers, merge patches with preconditions, label selectors,
-watches with bookmarks, 409 and 410. And, on demand, what a real one does only on a bad day: outages, answers that are
-lost after the work is done, history that is gone, events that come twice or in another order, data from a backup.
+Resource versions, generations, the schemas of our custom resources, the status subresource, finalizers, merge patches
+with preconditions, label selectors, watches with bookmarks, 409 and 410. And, on demand, what a real one does only on a
+bad day: outages, answers that are lost after the work is done, history that is gone, events that come twice or in
+another order, data from a backup.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ Event = tuple[int, str, str, Object, Object | None]  # version, collection, type
 class Refused(Exception):
     """An answer that is no success."""
 
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
+    def __init__(self, status: int, reason: str, message: str = "") -> None:
+        super().__init__(message or reason)
         self.status, self.reason = status, reason
 
 
@@ -223,7 +224,7 @@ class Kubernetes:
 
     def _store(self, collection: str, kind: str, after: Object, before: Object | None) -> Object:
         if wrong := complaint(collection.rpartition("/")[2], after):
-            raise Refused(422, wrong)
+            raise Refused(422, "Invalid", wrong)
         self._version += 1
         after["metadata"]["resourceVersion"] = str(self._version)
         self.objects[collection][after["metadata"]["name"]] = after
