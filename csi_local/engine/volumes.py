@@ -89,6 +89,7 @@ class Volumes:
                 return self._make(request, volume)
             record = pool.store.load(volume)
             check_same(record, request)
+            pool.store.sync(volume)
             return VolumeView(id=volume, pool=pool.spec.name, record=record)
 
     def _make(self, request: VolumeRequest, volume: VolumeId) -> VolumeView:
@@ -130,6 +131,8 @@ class Volumes:
             try:
                 pool, _ = self._pools.find(shown)
             except NotFound:
+                for pool in self._pools.all():
+                    pool.store.sync(volume)
                 return
             pool.store.load(volume)  # what cannot be believed is not removed either
             self._check_unused(pool, volume)
