@@ -22,7 +22,7 @@ from tests.unit.rig import PATIENCE_S, RUN_DIR, Rig, capability, request
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from csi_local.plan.check import Finding
+    from csi_local.plan.findings import Finding
     from tests.fake.tree import Node
 
 SIZE = 64 * MIB

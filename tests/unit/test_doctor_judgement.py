@@ -20,7 +20,8 @@ from csi_local.model.volume import (
     VolumeId,
     VolumeRecord,
 )
-from csi_local.plan.check import (
+from csi_local.plan.check import judge
+from csi_local.plan.findings import (
     BindSeen,
     Finding,
     LimitSeen,
@@ -30,7 +31,6 @@ from csi_local.plan.check import (
     Severity,
     TakeOver,
     VolumeSeen,
-    judge,
 )
 
 ROOT = "/pool"
