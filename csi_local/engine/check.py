@@ -294,7 +294,7 @@ class _Look:
         except (FailedPrecondition, Unavailable, HostError) as error:
             damage = str(error).removeprefix(f"volume {volume!r}: ").partition("; ")[0]
             return VolumeSeen(id=volume, files=self._what_can_be_seen(top), damage=damage)
-        seen = VolumeSeen(id=volume, files=files, record=record)
+        seen = VolumeSeen(id=volume, files=files, record=record, pod_gone=self.observer.pod_is_gone(record))
         if record.backend is BackendKind.DIRECTORY:
             return replace(seen, limit=self._limit(record, seen.file("data")))
         return self._with_signature(seen, record)

@@ -10,13 +10,13 @@ from contextlib import suppress
 from dataclasses import replace
 
 from csi_local.engine.locks import KeyedLocks
+from csi_local.engine.observe import Observer
 from csi_local.engine.pools import Pool, Pools
 from csi_local.engine.publish import Publisher
 from csi_local.engine.volumes import Volumes
 from csi_local.host.api import Host
 from csi_local.model.errors import AlreadyExists, DamagedRecord, DriverError, InvalidArgument
 from csi_local.model.volume import Capability, MountAccess, VolumeId, VolumeRecord, ephemeral_id, is_ephemeral
-from csi_local.plan.life import pod_directory
 from csi_local.plan.request import VolumeRequest
 
 _log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class Ephemeral:
     """The use cases of volumes that live and die with one pod."""
 
     def __init__(self, host: Host, pools: Pools, locks: KeyedLocks, volumes: Volumes, publisher: Publisher) -> None:
-        self._host = host
+        self._observer = Observer(host)
         self._pools = pools
         self._locks = locks
         self._volumes = volumes
@@ -94,17 +94,8 @@ class Ephemeral:
         for volume in filter(is_ephemeral, pool.store.volumes()):
             with suppress(DriverError):  # a damaged record is doctor's to tell of
                 record = pool.store.load(volume)
-                if pod_is_gone(self._host, record):
+                if self._observer.pod_is_gone(record):
                     yield record
-
-
-def pod_is_gone(host: Host, record: VolumeRecord) -> bool:
-    """Whether the pod of an ephemeral volume is gone for ever, and only it, not the kubelet's whole directory."""
-    pod = pod_directory(record.ephemeral)
-    if pod is None:
-        return False
-    pods = pod.rpartition("/")[0]
-    return host.stat(pods) is not None and host.stat(pod) is None
 
 
 def _belongs_at(pool: Pool, volume: VolumeId, target: str) -> bool:

@@ -11,6 +11,7 @@ from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
 from csi_local.engine.pools import Pool, Pools
+from csi_local.engine.usage import usage_at
 from csi_local.host.api import Host
 from csi_local.model.errors import (
     CommandFailed,
@@ -23,15 +24,13 @@ from csi_local.model.errors import (
     Unavailable,
 )
 from csi_local.model.mount_options import MountOptions
-from csi_local.model.observed import FileKind, LoopDevice, Mount, Usage
+from csi_local.model.observed import FileKind, LoopDevice, Usage
 from csi_local.model.operations import Detach, Operation, RemoveTarget, SetGroup, Unmount
-from csi_local.model.quantity import Bytes
 from csi_local.model.volume import (
     BackendKind,
     Capability,
     FormatState,
     MountAccess,
-    QuotaMode,
     VolumeId,
     VolumeRecord,
     ephemeral_id,
@@ -244,20 +243,12 @@ class Publisher:
         except Unavailable:
             there = [mount for mount in self._host.mounts() if mount.point == path]
             ids = (VolumeId(shown), ephemeral_id(shown))
-            lost = [volume for volume in ids if there and self._is_lost(volume, there[-1])]  # it lies over the others
+            lost = [volume for volume in ids if there and self._observer.is_lost(volume, there[-1])]  # the uppermost
             if there and not lost:
                 raise
             for volume in lost:
                 self._leave_lost(volume, path)
             return None
-
-    def _is_lost(self, volume: VolumeId, mount: Mount) -> bool:
-        """Whether a mount is that of the volume, as the kernel's tables have it: its pool cannot be asked."""
-        if mount.root.endswith(f"/volumes/{volume}/data"):
-            return True
-        node = self._host.stat(mount.source if mount.source.startswith("/dev/") else mount.point)
-        image = self._host.backing_path(node.special) if node is not None and node.kind is FileKind.BLOCK else ""
-        return image.endswith(f"/volumes/{volume}/disk.img")
 
     def _leave_lost(self, volume: VolumeId, path: str) -> None:
         """Let pods go whose disk is gone: their mounts would also keep it from coming back."""
@@ -410,33 +401,12 @@ class Publisher:
         record = pool.store.load(volume)
         if not self._observer.is_mounted_at(pool.layout, record.id, path):
             raise NotFound(f"volume {shown} is not at {path}")
-        if record.block:
-            at = self._host.stat(path)
-            loops = self._observer.loops(pool.layout, record.id)
-            device = next((loop.path for loop in loops if at is not None and loop.device == at.special), None)
-            size = self._host.device_size(device) if device else Bytes(0)
-            problem = "" if size >= record.size else f"the device has {size} bytes instead of {record.size}"
-            return Usage(total=size, used=Bytes(0), available=Bytes(0)), record, problem
-        if record.backend is BackendKind.DIRECTORY and record.quota is QuotaMode.HARD:
-            return (
-                pool.usage_of(record),
-                record,
-                "the pool's filesystem is read-only" if self._host.room(pool.root).read_only else "",
-            )
-        room = self._host.room(path)
-        usage = Usage(
-            total=room.total,
-            used=Bytes(room.total - room.free),
-            available=room.available,
-            inodes=room.inodes,
-            used_inodes=room.inodes - room.free_inodes,
-            free_inodes=room.free_inodes,
-        )
-        return usage, record, self._mount_problem(volume, path)
+        usage, problem = usage_at(self._host, pool, record, path)
+        return usage, record, problem or self._mount_problem(record, path)
 
-    def _mount_problem(self, volume: VolumeId, path: str) -> str:
-        known = self._published.get(volume, {}).get(path)
-        if known is not None and known.writable and "ro" in self._host.mount_flags(path):
+    def _mount_problem(self, record: VolumeRecord, path: str) -> str:
+        known = self._published.get(record.id, {}).get(path)
+        if not record.block and known is not None and known.writable and "ro" in self._host.mount_flags(path):
             return "the filesystem has become read-only, which it does after errors; look at the kernel's log"
         return ""
 

@@ -153,10 +153,17 @@ def _volume(pool: PoolSeen, volume: VolumeSeen) -> Iterator[Finding]:
         path = pool.layout.record(volume.id)
         what = volume.damage.removesuffix(": upgrade the driver")
         yield _say(pool, Severity.ERROR, path, f"{what}; the volume cannot be used and is left as it is", fix)
-    elif record.backend is BackendKind.DIRECTORY:
-        yield from _directory(pool, volume, record)
     else:
-        yield from _image(pool, volume, record)
+        yield from _pod(pool, volume, record)
+        yield from (_directory if record.backend is BackendKind.DIRECTORY else _image)(pool, volume, record)
+
+
+def _pod(pool: PoolSeen, volume: VolumeSeen, record: VolumeRecord) -> Iterator[Finding]:
+    if volume.pod_gone:
+        severity = Severity.INFO if pool.busy else Severity.WARNING
+        found = f"an inline volume whose pod is gone: {record.ephemeral} is not there any more"
+        fix = "nothing: a driver that runs removes it within minutes"
+        yield _say(pool, severity, pool.layout.volume(record.id), found, fix)
 
 
 def _directory(pool: PoolSeen, volume: VolumeSeen, record: VolumeRecord) -> Iterator[Finding]:

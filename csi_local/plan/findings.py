@@ -72,6 +72,7 @@ class VolumeSeen:
         limit: of a directory volume that has one.
         signature: what is on the image; only looked for where a filesystem should be there.
         unreadable: why that could not be found out, or "".
+        pod_gone: whether it is an inline volume whose pod is not there any more.
     """
 
     id: VolumeId
@@ -81,6 +82,7 @@ class VolumeSeen:
     limit: LimitSeen | None = None
     signature: Signature | None = None
     unreadable: str = ""
+    pod_gone: bool = False
 
     def file(self, name: str) -> Seen | None:
         """What has that name in its directory."""

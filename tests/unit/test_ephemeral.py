@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
+from csi_local.engine.check import Checker, find
 from csi_local.model.errors import (
     AlreadyExists,
     DriverError,
@@ -21,7 +23,7 @@ from csi_local.model.quantity import GIB, MIB
 from csi_local.model.volume import CapacityRange, ephemeral_id, is_ephemeral, known_id, volume_id
 from csi_local.plan.life import pod_directory
 from csi_local.plan.request import VolumeRequest
-from tests.unit.rig import PATIENCE_S, Rig, capability, request
+from tests.unit.rig import PATIENCE_S, RUN_DIR, Rig, capability, request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -346,6 +348,20 @@ class TestSweep:
         assert not self.gone(driver), "once is not enough"
         driver.ephemeral.sweep()
         nothing_left(driver)
+
+    def test_doctor_tells_of_it(self) -> None:
+        driver = rig()
+        publish(driver, KINDS["ext4"])
+        driver.reboot()
+        assert self.told(driver) == []
+        driver.host.remove_tree(POD)
+        (found,) = self.told(driver)
+        assert f"whose pod is gone: {TARGET}" in found
+
+    def told(self, driver: Rig) -> list[str]:
+        with ExitStack() as held:
+            places = [find(driver.host, spec, RUN_DIR, held, to_mend=False) for spec in driver.specs]
+            return [finding.found for finding in Checker(driver.host, places, 0).check().findings]
 
     def test_not_while_the_pod_is_there(self) -> None:
         driver = rig()
