@@ -24,7 +24,9 @@ EPHEMERAL = f"{_CONTEXT}ephemeral"
 POD_LABELS = tuple(f"{_CONTEXT}{name}" for name in ("pod.name", "pod.namespace", "pod.uid", "serviceAccount.name"))
 """What the kubelet says of the pod; kept for people, never compared."""
 
-_TOKENS = f"{_CONTEXT}serviceAccount.tokens"
+TOKENS = f"{_CONTEXT}serviceAccount.tokens"
+"""Tokens of the pod, where the CSIDriver object asks for them, as ours does not: never kept, never shown."""
+
 _ADMINISTRATORS = ("mkfsOptions",)
 EPHEMERAL_NAMES = ("size", *(name for name in NAMES if name not in _ADMINISTRATORS))
 """Every attribute that a pod's author may give an inline volume."""
@@ -75,7 +77,7 @@ def parse_ephemeral(context: Mapping[str, str]) -> tuple[Bytes, ClassParameters]
         InvalidArgument: a name or value does not exist, or is not a pod's to choose; the message names those that are.
     """
     labels = {key: value for key, value in context.items() if key in POD_LABELS}
-    given = {key: value for key, value in context.items() if key not in (*POD_LABELS, EPHEMERAL, _TOKENS)}
+    given = {key: value for key, value in context.items() if key not in (*POD_LABELS, EPHEMERAL, TOKENS)}
     unknown = sorted(set(given) - set(EPHEMERAL_NAMES))
     if unknown:
         what = "is an administrator's to set, in a StorageClass" if unknown[0] in _ADMINISTRATORS else "does not exist"
