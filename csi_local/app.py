@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from csi_local.config import Config
+from csi_local.engine.ephemeral import Ephemeral
 from csi_local.engine.execute import CrashPoint, Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pools
@@ -41,6 +42,8 @@ class Engine:
         self.volumes = Volumes(host, self.pools, executor, locks, self.sweeper)
         self.sizes = Sizes(host, self.pools, executor, locks)
         self.publisher = Publisher(host, self.pools, executor, locks, config.max_volumes)
+        self.ephemeral = Ephemeral(host, self.pools, locks, self.volumes, self.publisher)
+        self.sweeper.every_round(self.ephemeral.sweep)
 
 
 def serve(config: Config) -> None:
@@ -59,7 +62,7 @@ def serve(config: Config) -> None:
     services = (
         Identity(engine.pools),
         Controller(engine.volumes, engine.sizes, node),
-        Node(engine.publisher, engine.sizes, node, config.max_volumes),
+        Node(engine.publisher, engine.ephemeral, engine.sizes, node, config.max_volumes),
     )
     server = Server(config.endpoint, services)
     try:
