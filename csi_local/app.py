@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from csi_local.config import Config
+from csi_local.engine.ephemeral import Ephemeral
 from csi_local.engine.execute import CrashPoint, Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pools
@@ -62,6 +63,8 @@ class Engine:
         self.volumes = Volumes(host, self.pools, executor, locks, self.sweeper, node=config.node_id)
         self.sizes = Sizes(host, self.pools, executor, locks)
         self.publisher = Publisher(host, self.pools, executor, locks, config.max_volumes)
+        self.ephemeral = Ephemeral(host, self.pools, locks, self.volumes, self.publisher)
+        self.sweeper.every_round(self.ephemeral.sweep)
 
 
 def serve(config: Config) -> None:
@@ -77,7 +80,7 @@ def serve(config: Config) -> None:
         services = (
             Identity(engine.pools),
             Controller(engine.volumes, engine.sizes),
-            Node(engine.publisher, engine.sizes, config.node_id, config.max_volumes),
+            Node(engine.publisher, engine.ephemeral, engine.sizes, config.node_id, config.max_volumes),
         )
         engine.pools.open()
         server = Server(config.endpoint, services, metrics.rpc if metrics else unobserved)
@@ -117,7 +120,7 @@ def node(config: Config) -> None:
         metrics = _metrics(config, engine)
         services = (
             Identity(SomePool(engine.pools)),
-            Node(engine.publisher, engine.sizes, config.node_id, config.max_volumes),
+            Node(engine.publisher, engine.ephemeral, engine.sizes, config.node_id, config.max_volumes),
         )
         engine.pools.open(patient=True)
         server = Server(config.endpoint, services, metrics.rpc if metrics else unobserved)

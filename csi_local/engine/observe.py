@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 from csi_local.host.api import Host
 from csi_local.model.observed import FileInfo, FileKind, LoopDevice, Mount
-from csi_local.model.volume import VolumeId
+from csi_local.model.volume import VolumeId, VolumeRecord
+from csi_local.plan.life import pod_directory
 from csi_local.store.layout import Layout
 
 
@@ -63,6 +64,22 @@ class Observer:
         """Where a device's filesystem can be reached: nothing else is mounted over it there."""
         points = (mount.point for mount in mounts if mount.source == loop.path)
         return next((point for point in points if self._host.device_at(point) == loop.device), None)
+
+    def is_lost(self, volume: VolumeId, mount: Mount) -> bool:
+        """Whether a mount is that of a volume, as the kernel's tables have it: its pool cannot be asked."""
+        if mount.root.endswith(f"/volumes/{volume}/data"):
+            return True
+        node = self._host.stat(mount.source if mount.source.startswith("/dev/") else mount.point)
+        image = self._host.backing_path(node.special) if node is not None and node.kind is FileKind.BLOCK else ""
+        return image.endswith(f"/volumes/{volume}/disk.img")
+
+    def pod_is_gone(self, record: VolumeRecord) -> bool:
+        """Whether the pod of an ephemeral volume is gone for ever, and only it, not the kubelet's whole directory."""
+        pod = pod_directory(record.ephemeral)
+        if pod is None:
+            return False
+        pods = pod.rpartition("/")[0]
+        return self._host.stat(pods) is not None and self._host.stat(pod) is None
 
     def _superblock(self, path: str) -> tuple[int, int] | None:
         """What mountinfo calls the filesystem of *path*; stat(2) calls a btrfs's subvolumes otherwise."""

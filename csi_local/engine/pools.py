@@ -20,10 +20,10 @@ from csi_local.model.errors import (
     Unavailable,
     Unsupported,
 )
-from csi_local.model.observed import Usage
+from csi_local.model.observed import Room, Usage
 from csi_local.model.pool import Abilities, Media, PoolSpec, PoolView
 from csi_local.model.quantity import Bytes
-from csi_local.model.volume import BackendKind, QuotaMode, VolumeId, VolumeRecord, known_id
+from csi_local.model.volume import BackendKind, QuotaMode, VolumeId, VolumeRecord, ephemeral_id, is_ephemeral, known_id
 from csi_local.plan import sizes
 from csi_local.plan.sizes import Promises
 from csi_local.store.layout import NEW, Layout
@@ -96,8 +96,12 @@ class Pool:
         with self._guard:
             before = self._weights.get(record.id)
             more = weight.total - (before.total if before else 0)
-            room, thin_room = sizes.rooms(self.spec, self._host.room(self.root), self._sum, self._overhead)
-            if more > (thin_room if weight.thin else room):
+            seen = self._host.room(self.root)
+            room, thin_room = sizes.rooms(self.spec, seen, self._sum, self._overhead)
+            room = thin_room if weight.thin else room
+            if record.ephemeral:
+                room = min(room, self._ephemeral_room(seen))
+            if more > room:
                 raise ResourceExhausted(f"pool {self.spec.name} has no room for another {max(more, 0)} bytes")
             self._replace(record.id, dataclasses.replace(weight, pending=more if weight.reserved else 0))
         try:
@@ -110,6 +114,11 @@ class Pool:
                 self._replace(record.id, before)
             raise
         self._keep(record)
+
+    def _ephemeral_room(self, seen: Room) -> Bytes:
+        """What inline ephemeral volumes may have beyond what they have."""
+        promised = sum(weight.total for volume, weight in list(self._weights.items()) if is_ephemeral(volume))
+        return Bytes(max(0, self.spec.ephemeral.of(seen.total) - promised))
 
     def _keep(self, record: VolumeRecord) -> None:
         with self._guard:
@@ -191,6 +200,7 @@ class Pool:
             promised=Bytes(self._sum.total),
             volumes=len(self._weights),
             uuid=self.uuid,
+            ephemeral_room=self._ephemeral_room(seen),
             unavailable="it is read-only" if seen.read_only else "",
         )
 
@@ -373,19 +383,22 @@ class Pools:
                 if held := self._held.pop(name, None):
                     held.close()
 
-    def find(self, shown: str) -> tuple[Pool, VolumeId]:
-        """The pool that has the volume with that id.
+    def find(self, shown: str, *, ephemeral: bool = False) -> tuple[Pool, VolumeId]:
+        """The pool that has the volume with that id; or, with *ephemeral*, the one inline volume with that handle.
 
         Raises:
             NotFound: none has.
             Unavailable: none has, but one is missing that might.
         """
-        volume = known_id(shown)
-        if volume is None:
+        known = known_id(shown)
+        volumes = [*([known] if known else []), *([ephemeral_id(shown)] if ephemeral else [])]
+        if not volumes:
             raise NotFound(f"there is no volume {shown!r} on this node")
-        found, failing = self._search(volume)
-        if (pool := self._only(volume, found)) is not None:
-            return pool, volume
+        failing: dict[str, str] = {}
+        for volume in volumes:
+            found, failing = self._search(volume)
+            if (pool := self._only(volume, found)) is not None:
+                return pool, volume
         self._let_go()
         if unknown := {**self._missing, **failing}:
             missing = "; ".join(f"{name}: {why}" for name, why in unknown.items())

@@ -1,5 +1,7 @@
 """A volume's beginning, growth and end, as operations on its pool."""
 
+import re
+
 from csi_local.backends import directory, loopfile
 from csi_local.model.operations import (
     Commit,
@@ -43,6 +45,19 @@ def create(record: VolumeRecord, layout: Layout, abilities: Abilities, *, leftov
 def delete(record_directory: str, trash: str) -> tuple[Operation, ...]:
     """Take the final name away: that is the commit. What has no name any more is removed in the background."""
     return (Commit(source=record_directory, target=trash),)
+
+
+_POD = re.compile(r"(/.*/pods/[^/]+)/volumes/[^/]+/[^/]+/mount")
+
+
+def pod_directory(target: str) -> str | None:
+    """The directory that the kubelet has for the pod of a *target*; None where the path is no kubelet's.
+
+    It makes that first of all for a pod, and removes it last, when nothing of the pod is left
+    (``KUBELET_DIR/pods/UID/volumes/PLUGIN/VOLUME/mount``).
+    """
+    found = _POD.fullmatch(target)
+    return found.group(1) if found else None
 
 
 def grow(record: VolumeRecord, after: VolumeRecord, layout: Layout, abilities: Abilities) -> tuple[Operation, ...]:

@@ -22,6 +22,7 @@ from csi_local.model.operations import (
     MountDevice,
     Operation,
     ResizeImage,
+    SyncDirectory,
     Unmount,
     WriteRecord,
 )
@@ -95,6 +96,9 @@ def stage(
         before, after = _format(record, layout, seen, new_uuid)
         return (*made, *before, attach, *after, mount, *reserve(record, layout))
     _check_filesystem(record, seen)
+    # Whoever recorded that it is formatted may have been stopped before that was synced: while a power cut can bring
+    # back a record that says `formatting`, nobody may write to the filesystem.
+    made = (*made, SyncDirectory(path=layout.volume(record.id)))
     grow = seen.filesystem_size is not None and seen.filesystem_size + _SLACK < record.size
     if not grow or options.read_only:
         return (*made, attach, mount)

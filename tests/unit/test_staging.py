@@ -20,6 +20,7 @@ from csi_local.model.operations import (
     MakeTargetDirectory,
     MountDevice,
     ResizeImage,
+    SyncDirectory,
     Unmount,
     WriteRecord,
 )
@@ -202,22 +203,24 @@ def good(**changes: object) -> StagingSeen:
 
 
 def test_mounted() -> None:
-    assert kinds(planned(volume(), good())) == [Attach, MountDevice]
-    assert kinds(planned(volume(), good(path=None))) == [MakeTargetDirectory, Attach, MountDevice]
+    assert kinds(planned(volume(), good())) == [SyncDirectory, Attach, MountDevice]
+    made = [MakeTargetDirectory, SyncDirectory, Attach, MountDevice]
+    assert kinds(planned(volume(), good(path=None))) == made
 
 
 @pytest.mark.parametrize(
     ("filesystem", "expected"),
     [
-        (Filesystem.EXT4, [Attach, GrowUnmounted, MountDevice, ResizeImage]),
-        (Filesystem.XFS, [Attach, MountDevice, GrowMounted, ResizeImage]),
-        (Filesystem.BTRFS, [Attach, MountDevice, GrowMounted, ResizeImage]),
+        (Filesystem.EXT4, [GrowUnmounted, MountDevice, ResizeImage]),
+        (Filesystem.XFS, [MountDevice, GrowMounted, ResizeImage]),
+        (Filesystem.BTRFS, [MountDevice, GrowMounted, ResizeImage]),
     ],
 )
 def test_grown_where_it_is_smaller(filesystem: Filesystem, expected: list[type[Operation]]) -> None:
     seen = good(signature=Signature(type=filesystem, uuid=OLD), filesystem_size=Bytes(SIZE // 2))
-    assert kinds(planned(volume(filesystem=filesystem), seen)) == expected
-    assert kinds(planned(volume(filesystem=filesystem), seen, frozenset({"ro"}))) == [Attach, MountDevice]
+    attached: list[type[Operation]] = [SyncDirectory, Attach]
+    assert kinds(planned(volume(filesystem=filesystem), seen)) == [*attached, *expected]
+    assert kinds(planned(volume(filesystem=filesystem), seen, frozenset({"ro"}))) == [*attached, MountDevice]
 
 
 def test_an_xfs_may_be_a_copy() -> None:
