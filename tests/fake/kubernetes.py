@@ -69,6 +69,18 @@ class Kubernetes:
         """How to reach it."""
         return Credentials(server=f"http://127.0.0.1:{self._port}", token=self.token)
 
+    @property
+    def kubeconfig(self) -> str:
+        """The same as the content of a file."""
+        return json.dumps(
+            {
+                "current-context": "test",
+                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+                "clusters": [{"name": "test", "cluster": {"server": self.credentials.server}}],
+                "users": [{"name": "test", "user": {"token": self.token} if self.token else {}}],
+            }
+        )
+
     # --- bad days
 
     def up(self) -> None:
@@ -193,6 +205,22 @@ class Kubernetes:
             after["metadata"]["deletionTimestamp"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             after["metadata"]["generation"] += 1
             return self._store(collection, "MODIFIED", after, before)
+
+    def lose(self, collection: str, name: str) -> None:
+        """Have an object no longer, finalizers or not: what somebody does who edits, or restores, etcd."""
+        with self._changed:
+            before = self.get(collection, name)
+            self._remove(collection, copy.deepcopy(before), before)
+
+    def until(self, collection: str, name: str, condition: Callable[[Object | None], bool], seconds: float = 20) -> Any:  # noqa: ANN401 (an object, where the condition wants one)
+        """Wait for an object to be so, None where there is none; return it."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while not condition(found := self.objects.get(collection, {}).get(name)):
+                left = deadline - time.monotonic()
+                assert left > 0, f"{name} is still {json.dumps(found, indent=1)}"
+                self._changed.wait(left)
+            return copy.deepcopy(found)
 
     def _store(self, collection: str, kind: str, after: Object, before: Object | None) -> Object:
         if wrong := complaint(collection.rpartition("/")[2], after):
