@@ -110,6 +110,8 @@ class Remote:
                     found, written = self.write(found, {"state": ABSENT})
                     asked = asked or written
                 elif answered(found) and (error := error_of(found)) is not None:
+                    if not isinstance(error, Busy | Unavailable):
+                        self.write(found, {"state": PRESENT})  # it stays: nobody may find it removed later
                     raise error
                 else:
                     self.wait(found, until, _gone_or_refused)
@@ -167,6 +169,8 @@ class Remote:
             while True:
                 found = self._known(shown)
                 record = _record(found)
+                if wanted_absent(found):
+                    raise Busy(f"volume {shown} is being removed")
                 if capability is not None:
                     check_usable(record, capability)
                 if sizes.grown(record, capacity) <= record.size:

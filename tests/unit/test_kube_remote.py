@@ -332,6 +332,7 @@ class TestDelete:
             with pytest.raises(FailedPrecondition, match="in use"):
                 controller.delete("pvc-1", PATIENCE_S)
         assert controller.get("pvc-1").record is not None
+        assert controller.expand("pvc-1", CapacityRange(required=2 * GIB), None, PATIENCE_S)[0] == 2 * GIB
         node.in_use.clear()
         controller.delete("pvc-1", PATIENCE_S)
         assert not node.volumes
