@@ -77,6 +77,11 @@ class Publisher:
                         ours.add(image.identity)
                     if volume in bound or attached:
                         self._staged.setdefault(volume, None)
+        for pool in self._pools.all():
+            with suppress(HostError):
+                for volume in pool.adopted:
+                    if self._observer.mount_points(pool.layout, volume, ()):
+                        self._staged.setdefault(volume, None)
         self._thaw([loop for loop in loops if loop.backing in ours])
 
     def _thaw(self, loops: Sequence[LoopDevice]) -> None:
@@ -191,7 +196,8 @@ class Publisher:
         if self._observer.is_volume(layout, record.id, path, at):
             flags = self._host.mount_flags(path)
             return StagingSeen(path=at, ours=True, staged_as=self._staged.get(record.id), flags=flags)
-        there = self._host.stat(layout.data(record.id) if directory else layout.image(record.id))
+        where = record.adopted or (layout.data(record.id) if directory else layout.image(record.id))
+        there = self._host.stat(where)
         loops = () if directory else self._observer.loops(layout, record.id)
         if directory or there is None or record.block:
             return StagingSeen(path=at, bytes_there=there, loops=loops)

@@ -25,6 +25,7 @@ from csi_local.model.volume import VolumeId, VolumeRecord, check_name, is_epheme
 from csi_local.plan import life, sizes
 from csi_local.plan.placement import Placement, available, place, unfit
 from csi_local.plan.request import VolumeRequest, check_same, new_record, shape
+from csi_local.plan.staging import lost
 
 _log = logging.getLogger(__name__)
 _SWEEP_WAIT_S = 5.0
@@ -192,6 +193,9 @@ class Volumes:
     def _problem(self, pool: Pool, record: VolumeRecord) -> str:
         """What can be seen to be wrong with a volume's bytes."""
         try:
+            if record.adopted:
+                there = self._host.stat(record.adopted)
+                return "" if record.adopted_is(there) else lost(record, there)
             data = self._host.stat(pool.layout.data(record.id))
             image = self._host.stat(pool.layout.image(record.id))
         except SyscallFailed as error:

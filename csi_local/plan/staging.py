@@ -22,6 +22,7 @@ from csi_local.model.operations import (
     MountDevice,
     Operation,
     ResizeImage,
+    SeeMounted,
     SyncDirectory,
     Unmount,
     WriteRecord,
@@ -81,10 +82,10 @@ def stage(
     made = _staging_directory(path, seen)
     _check_bytes(record, layout, seen)
     if record.backend is BackendKind.DIRECTORY:
-        return (
-            *made,
-            BindMount(path=path, source=layout.data(record.id), flags=options.per_mount(read_only=False)),
-        )
+        source = record.adopted or layout.data(record.id)
+        bound = BindMount(path=path, source=source, flags=options.per_mount(read_only=False))
+        seen_again = SeeMounted(path=path, inode=record.adopted_inode, born=record.adopted_born)
+        return (*made, bound, *((seen_again,) if record.adopted else ()))
     attach = loopfile.attach(record, layout.image(record.id), seen.loops)
     made = (*made, *_reserve(record, layout, seen))
     if record.block:
@@ -120,6 +121,10 @@ def _staging_directory(path: str, seen: StagingSeen) -> tuple[Operation, ...]:
 
 def _check_bytes(record: VolumeRecord, layout: Layout, seen: StagingSeen) -> None:
     there = seen.bytes_there
+    if record.adopted:
+        if not record.adopted_is(there):
+            raise FailedPrecondition(f"volume {record.id}: {lost(record, there)}")
+        return
     if record.backend is BackendKind.DIRECTORY:
         if there is None or there.kind is not FileKind.DIRECTORY:
             raise FailedPrecondition(f"volume {record.id}: its data directory {layout.data(record.id)} is gone")
@@ -131,6 +136,13 @@ def _check_bytes(record: VolumeRecord, layout: Layout, seen: StagingSeen) -> Non
             f"volume {record.id}: its image has {there.size} bytes instead of {record.size}; it was cut short,"
             " nothing has been changed"
         )
+
+
+def lost(record: VolumeRecord, there: FileInfo | None) -> str:
+    """What became of an adopted directory that is not where it was."""
+    if there is None:
+        return f"the directory {record.adopted}, which was adopted, is gone; mount its disk"
+    return f"{record.adopted} is another {there.kind} than the directory that was adopted; put that back"
 
 
 def _finish_growing(record: VolumeRecord, options: MountOptions, path: str) -> tuple[Operation, ...]:
