@@ -67,6 +67,7 @@ class Adopter:
             raise AlreadyExists(f"volume {record.id} exists, and is not {path}; choose another name")
         if request.size is not None and there.size != record.size:
             raise AlreadyExists(f"{path} is volume {record.id} already, of {format_bytes(there.size)}")
+        pool.store.sync(record.id)
         return pool.spec.name, there
 
     def _resolve(self, path: str) -> tuple[str, FileInfo]:

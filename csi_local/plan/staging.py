@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from csi_local.backends import loopfile
-from csi_local.model.errors import AlreadyExists, FailedPrecondition
+from csi_local.model.errors import AlreadyExists, Busy, FailedPrecondition
 from csi_local.model.mount_options import MountOptions
 from csi_local.model.observed import FileInfo, FileKind, LoopDevice, Signature
 from csi_local.model.operations import (
@@ -73,6 +73,7 @@ def stage(
     Raises:
         AlreadyExists: it is staged there with other mount options.
         FailedPrecondition: something else is mounted there, or the volume's bytes are not what they should be.
+        Busy: mkfs that an earlier driver started is still at work.
     """
     if seen.ours:
         known = seen.staged_as
@@ -175,9 +176,11 @@ def _format(
 ) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
     """What comes before and after the device is attached."""
     assert record.filesystem is not None  # noqa: S101 (checked by the caller; for the type checker)
-    if any(not loop.read_only for loop in seen.loops):
-        raise FailedPrecondition(f"volume {record.id} is not formatted yet, but {seen.loops[0].path} is attached to it")
     interrupted = record.format is FormatState.FORMATTING
+    if any(not loop.read_only for loop in seen.loops):
+        if interrupted:  # mkfs outlives the driver that started it, and nobody can wait for another's child
+            raise Busy(f"volume {record.id}: {seen.loops[0].path} is still being formatted, it seems; try again")
+        raise FailedPrecondition(f"volume {record.id} is not formatted yet, but {seen.loops[0].path} is attached to it")
     uuid = record.fs_uuid if interrupted else new_uuid
     if seen.signature is not None and not (interrupted and seen.signature.uuid == uuid):
         raise FailedPrecondition(
