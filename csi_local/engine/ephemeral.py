@@ -87,7 +87,10 @@ class Ephemeral:
         gone = {record.id: record for pool in self._pools.all() for record in self._without_pod(pool)}
         for volume in self._gone & gone.keys():
             _log.warning("inline volume %s is removed: its pod is gone, and %s with it", volume, gone[volume].ephemeral)
-            self.unpublish(gone[volume].name, gone[volume].ephemeral, _SWEEP_PATIENCE_S)
+            try:
+                self.unpublish(gone[volume].name, gone[volume].ephemeral, _SWEEP_PATIENCE_S)
+            except DriverError as error:  # the next round tries again
+                _log.warning("inline volume %s is not removed yet: %s", volume, error)
         self._gone = set(gone)
 
     def _without_pod(self, pool: Pool) -> Iterator[VolumeRecord]:
