@@ -339,6 +339,10 @@ class Pools:
         """
         return self._only(volume, self._search(volume)[0])
 
+    def having(self, volume: VolumeId) -> list[Pool]:
+        """Every open pool that has the volume: two, where one was missing when the other's was made."""
+        return self._search(volume)[0]
+
     @staticmethod
     def _only(volume: VolumeId, found: list[Pool]) -> Pool | None:
         if len(found) > 1:

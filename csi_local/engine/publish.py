@@ -136,22 +136,24 @@ class Publisher:
             self._stage(pool, record, target, capability)
             access = capability.access
             group = access.group if isinstance(access, MountAccess) else None
-            if group is not None and "ro" not in self._host.mount_flags(target):
+            read_only = "ro" in self._host.mount_flags(target)
+            if group is not None and not read_only:
                 self._executor.run("stage-group", (SetGroup(path=target, group=group),))
+            wanted = Publication(volume=volume, capability=capability, read_only=read_only)
+            self._published.setdefault(volume, {})[target] = wanted
 
-    def unpublish_ephemeral(self, volume: VolumeId, target: str, patience_s: float) -> None:
+    def unpublish_ephemeral(self, pool: Pool, volume: VolumeId, target: str, patience_s: float) -> None:
         """Unmount an ephemeral volume and remove its target.
 
         Raises:
             FailedPrecondition: something else is mounted at the target.
         """
         with self._locks.hold(volume, patience_s), self._alone_at(patience_s, target):
-            if (pool := self._pools.locate(volume)) is not None:
-                self._unpublish(pool, volume, target)
-                loops = self._observer.loops(pool.layout, volume)
-                if self._observer.mount_points(pool.layout, volume, loops):
-                    return  # somebody bound it elsewhere, which keeps it from being removed
-                self._executor.run("unstage", tuple(Detach(loop=loop) for loop in loops))
+            self._unpublish(pool, volume, target)
+            loops = self._observer.loops(pool.layout, volume)
+            if self._observer.mount_points(pool.layout, volume, loops):
+                return  # somebody bound it elsewhere, which keeps it from being removed
+            self._executor.run("unstage", tuple(Detach(loop=loop) for loop in loops))
             self._staged.pop(volume, None)
 
     def _run_mounting(self, name: str, operations: tuple[Operation, ...], options: MountOptions) -> None:

@@ -140,14 +140,14 @@ class Volumes:
             pool.store.load(volume)  # what cannot be believed is not removed either
             self._remove(pool, volume)
 
-    def delete_ephemeral(self, volume: VolumeId, patience_s: float) -> None:
+    def delete_ephemeral(self, pool: Pool, volume: VolumeId, patience_s: float) -> None:
         """Remove an ephemeral volume, whatever its record says: its content was never to outlive its pod.
 
         Raises:
             FailedPrecondition: it is in use on this node.
         """
         with self._locks.hold(volume, patience_s):
-            if (pool := self._pools.locate(volume)) is not None:
+            if pool.store.exists(volume):
                 self._remove(pool, volume)
 
     def _remove(self, pool: Pool, volume: VolumeId) -> None:
