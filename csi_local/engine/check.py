@@ -295,6 +295,8 @@ class _Look:
             damage = str(error).removeprefix(f"volume {volume!r}: ").partition("; ")[0]
             return VolumeSeen(id=volume, files=self._what_can_be_seen(top), damage=damage)
         seen = VolumeSeen(id=volume, files=files, record=record, pod_gone=self.observer.pod_is_gone(record))
+        if record.adopted:
+            return replace(seen, adopted=self._host.stat(record.adopted))
         if record.backend is BackendKind.DIRECTORY:
             return replace(seen, limit=self._limit(record, seen.file("data")))
         return self._with_signature(seen, record)

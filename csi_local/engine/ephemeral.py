@@ -58,26 +58,32 @@ class Ephemeral:
                 self._publisher.stage_ephemeral(volume, target, wanted, patience_s)
             except DriverError as error:
                 if made and not isinstance(error, AlreadyExists):
-                    with suppress(DriverError):
-                        self._publisher.unpublish_ephemeral(volume, target, patience_s)
-                    with suppress(DriverError):  # it sees whether the volume is still mounted
-                        self._volumes.delete_ephemeral(volume, patience_s)
+                    self._undo(volume, target, patience_s)
                 raise
+
+    def _undo(self, volume: VolumeId, target: str, patience_s: float) -> None:
+        for pool in self._pools.having(volume):
+            with suppress(DriverError):
+                self._publisher.unpublish_ephemeral(pool, volume, target, patience_s)
+            with suppress(DriverError):  # it sees whether the volume is still mounted
+                self._volumes.delete_ephemeral(pool, volume, patience_s)
 
     def unpublish(self, handle: str, target: str, patience_s: float) -> bool:
         """Unmount and remove the volume with that handle; whether there was one, and at that target.
+
+        A pool that was missing when its pod started again may have another: that goes too, so that the pod can.
 
         Raises:
             FailedPrecondition: something else is mounted at the target, or it is still in use.
         """
         volume, target = ephemeral_id(handle), self._publisher.plain(target)
         with self._locks.hold(f"ephemeral {handle}", patience_s):
-            pool = self._pools.locate(volume)
-            if pool is None or not _belongs_at(pool, volume, target):
-                return False
-            self._publisher.unpublish_ephemeral(volume, target, patience_s)
-            self._volumes.delete_ephemeral(volume, patience_s)
-            return True
+            pools = [pool for pool in self._pools.having(volume) if _belongs_at(pool, volume, target)]
+            pools.sort(key=lambda pool: not self._observer.is_mounted_at(pool.layout, volume, target))
+            for pool in pools:
+                self._publisher.unpublish_ephemeral(pool, volume, target, patience_s)
+                self._volumes.delete_ephemeral(pool, volume, patience_s)
+            return bool(pools)
 
     def sweep(self) -> None:
         """Remove the volumes whose pods are gone for ever: the kubelet's directory of the pod is not there any more.
@@ -87,7 +93,10 @@ class Ephemeral:
         gone = {record.id: record for pool in self._pools.all() for record in self._without_pod(pool)}
         for volume in self._gone & gone.keys():
             _log.warning("inline volume %s is removed: its pod is gone, and %s with it", volume, gone[volume].ephemeral)
-            self.unpublish(gone[volume].name, gone[volume].ephemeral, _SWEEP_PATIENCE_S)
+            try:
+                self.unpublish(gone[volume].name, gone[volume].ephemeral, _SWEEP_PATIENCE_S)
+            except DriverError as error:  # the next round tries again
+                _log.warning("inline volume %s is not removed yet: %s", volume, error)
         self._gone = set(gone)
 
     def _without_pod(self, pool: Pool) -> Iterator[VolumeRecord]:

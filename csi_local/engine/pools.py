@@ -53,6 +53,7 @@ class Pool:
         self._sum = Promises()
         self._overhead = 0
         self._projects: set[int] = set()
+        self.adopted: set[VolumeId] = set()
 
     @property
     def layout(self) -> Layout:
@@ -124,6 +125,8 @@ class Pool:
         with self._guard:
             self._replace(record.id, sizes.weight(record))
             self._projects.add(record.project)
+            if record.adopted:
+                self.adopted.add(record.id)
 
     def forget(self, record_id: VolumeId) -> None:
         """Take back what a volume was promised: it is gone."""
@@ -197,10 +200,10 @@ class Pool:
             total=seen.total,
             room=room,
             thin_room=thin_room,
+            ephemeral_room=self._ephemeral_room(seen),
             promised=Bytes(self._sum.total),
             volumes=len(self._weights),
             uuid=self.uuid,
-            ephemeral_room=self._ephemeral_room(seen),
             unavailable="it is read-only" if seen.read_only else "",
         )
 
@@ -348,6 +351,10 @@ class Pools:
             FailedPrecondition: two have: one was missing when the other's was made.
         """
         return self._only(volume, self._search(volume)[0])
+
+    def having(self, volume: VolumeId) -> list[Pool]:
+        """Every open pool that has the volume: two, where one was missing when the other's was made."""
+        return self._search(volume)[0]
 
     @staticmethod
     def _only(volume: VolumeId, found: list[Pool]) -> Pool | None:

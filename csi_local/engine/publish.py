@@ -4,19 +4,19 @@ import errno
 import logging
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
 from csi_local.engine.pools import Pool, Pools
+from csi_local.engine.takeover import take_over
 from csi_local.engine.usage import usage_at
 from csi_local.host.api import Host
 from csi_local.model.errors import (
     CommandFailed,
     FailedPrecondition,
-    HostError,
     InvalidArgument,
     NotFound,
     ResourceExhausted,
@@ -24,7 +24,7 @@ from csi_local.model.errors import (
     Unavailable,
 )
 from csi_local.model.mount_options import MountOptions
-from csi_local.model.observed import FileKind, LoopDevice, Usage
+from csi_local.model.observed import FileKind, Usage
 from csi_local.model.operations import Detach, Operation, RemoveTarget, SetGroup, Unmount
 from csi_local.model.volume import (
     BackendKind,
@@ -64,29 +64,8 @@ class Publisher:
 
     def take_over(self) -> None:
         """See which volumes an earlier driver left staged, and thaw those that it left frozen."""
-        loops = self._host.all_loops()
-        backing = {loop.backing for loop in loops}
-        ours: set[tuple[int, int]] = set()
-        bound = {mount.root.partition("/volumes/")[2].partition("/")[0] for mount in self._host.mounts("/volumes/")}
-        for pool in self._pools.all() if backing or bound else ():
-            with suppress(HostError):  # a disk that fails now is told of when it is used
-                for volume in pool.store.volumes():
-                    image = self._host.stat(pool.layout.image(volume))
-                    attached = image is not None and image.identity in backing
-                    if image is not None and attached:
-                        ours.add(image.identity)
-                    if volume in bound or attached:
-                        self._staged.setdefault(volume, None)
-        self._thaw([loop for loop in loops if loop.backing in ours])
-
-    def _thaw(self, loops: Sequence[LoopDevice]) -> None:
-        """A filesystem that was frozen for a copy stays so when whoever froze it dies; its pods would wait for ever."""
-        mounts = self._host.mounts("/dev/loop") if loops else ()
-        for loop in loops:
-            with suppress(HostError):
-                point = self._observer.reached_at(loop, mounts)
-                if point and self._host.thaw(point):
-                    _log.warning("the filesystem on %s at %s was left frozen; it is thawed", loop.path, point)
+        for volume in take_over(self._host, self._pools):
+            self._staged.setdefault(volume, None)
 
     def plain(self, path: str) -> str:
         """*path* as the kernel shows it: with the links on the way to it followed, and itself left alone."""
@@ -157,22 +136,24 @@ class Publisher:
             self._stage(pool, record, target, capability)
             access = capability.access
             group = access.group if isinstance(access, MountAccess) else None
-            if group is not None and "ro" not in self._host.mount_flags(target):
+            read_only = "ro" in self._host.mount_flags(target)
+            if group is not None and not read_only:
                 self._executor.run("stage-group", (SetGroup(path=target, group=group),))
+            wanted = Publication(volume=volume, capability=capability, read_only=read_only)
+            self._published.setdefault(volume, {})[target] = wanted
 
-    def unpublish_ephemeral(self, volume: VolumeId, target: str, patience_s: float) -> None:
+    def unpublish_ephemeral(self, pool: Pool, volume: VolumeId, target: str, patience_s: float) -> None:
         """Unmount an ephemeral volume and remove its target.
 
         Raises:
             FailedPrecondition: something else is mounted at the target.
         """
         with self._locks.hold(volume, patience_s), self._alone_at(patience_s, target):
-            if (pool := self._pools.locate(volume)) is not None:
-                self._unpublish(pool, volume, target)
-                loops = self._observer.loops(pool.layout, volume)
-                if self._observer.mount_points(pool.layout, volume, loops):
-                    return  # somebody bound it elsewhere, which keeps it from being removed
-                self._executor.run("unstage", tuple(Detach(loop=loop) for loop in loops))
+            self._unpublish(pool, volume, target)
+            loops = self._observer.loops(pool.layout, volume)
+            if self._observer.mount_points(pool.layout, volume, loops):
+                return  # somebody bound it elsewhere, which keeps it from being removed
+            self._executor.run("unstage", tuple(Detach(loop=loop) for loop in loops))
             self._staged.pop(volume, None)
 
     def _run_mounting(self, name: str, operations: tuple[Operation, ...], options: MountOptions) -> None:
@@ -191,7 +172,8 @@ class Publisher:
         if self._observer.is_volume(layout, record.id, path, at):
             flags = self._host.mount_flags(path)
             return StagingSeen(path=at, ours=True, staged_as=self._staged.get(record.id), flags=flags)
-        there = self._host.stat(layout.data(record.id) if directory else layout.image(record.id))
+        where = record.adopted or (layout.data(record.id) if directory else layout.image(record.id))
+        there = self._host.stat(where)
         loops = () if directory else self._observer.loops(layout, record.id)
         if directory or there is None or record.block:
             return StagingSeen(path=at, bytes_there=there, loops=loops)

@@ -26,6 +26,7 @@ from csi_local.model.volume import VolumeId, VolumeRecord, check_name, is_epheme
 from csi_local.plan import life, sizes
 from csi_local.plan.placement import Capacity, Placement, capacity_of, place
 from csi_local.plan.request import VolumeRequest, check_same, new_record, shape
+from csi_local.plan.staging import lost
 
 _log = logging.getLogger(__name__)
 _SWEEP_WAIT_S = 5.0
@@ -62,9 +63,9 @@ class Volumes:
             AlreadyExists: the name is taken by a different volume.
             ResourceExhausted: it must be on other nodes, or no pool here fits; the message goes through all of them.
         """
-        check_name(request.name)
         if not where.allows(self._node):
             raise ResourceExhausted(f"the volume must be on another node than {self._node}")
+        check_name(request.name)
         volume = request.id
         with self._locks.hold(volume, patience_s):
             pool = self._pools.locate(volume)
@@ -121,14 +122,14 @@ class Volumes:
             pool.store.load(volume)  # what cannot be believed is not removed either
             self._remove(pool, volume)
 
-    def delete_ephemeral(self, volume: VolumeId, patience_s: float) -> None:
+    def delete_ephemeral(self, pool: Pool, volume: VolumeId, patience_s: float) -> None:
         """Remove an ephemeral volume, whatever its record says: its content was never to outlive its pod.
 
         Raises:
             FailedPrecondition: it is in use on this node.
         """
         with self._locks.hold(volume, patience_s):
-            if (pool := self._pools.locate(volume)) is not None:
+            if pool.store.exists(volume):
                 self._remove(pool, volume)
 
     def _remove(self, pool: Pool, volume: VolumeId) -> None:
@@ -177,6 +178,9 @@ class Volumes:
     def _problem(self, pool: Pool, record: VolumeRecord) -> str:
         """What can be seen to be wrong with a volume's bytes."""
         try:
+            if record.adopted:
+                there = self._host.stat(record.adopted)
+                return "" if record.adopted_is(there) else lost(record, there)
             data = self._host.stat(pool.layout.data(record.id))
             image = self._host.stat(pool.layout.image(record.id))
         except SyscallFailed as error:

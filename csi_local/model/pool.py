@@ -118,10 +118,10 @@ class PoolView:
     Attributes:
         room: what a new thick or directory volume could get.
         thin_room: what a new thin volume could be promised.
+        ephemeral_room: what of either an inline ephemeral volume could have.
         promised: the sizes of its volumes, added up.
         volumes: how many it has.
         uuid: what it calls itself, wherever its disk is plugged in.
-        ephemeral_room: what of either an inline ephemeral volume could have.
         unavailable: why the pool cannot be used now, or "".
     """
 
@@ -132,10 +132,10 @@ class PoolView:
     total: Bytes
     room: Bytes
     thin_room: Bytes
+    ephemeral_room: Bytes = Bytes(0)
     promised: Bytes = Bytes(0)
     volumes: int = 0
     uuid: str = ""
-    ephemeral_room: Bytes = Bytes(0)
     unavailable: str = ""
 
 

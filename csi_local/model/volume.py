@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import NewType
 
 from csi_local.model.errors import InvalidArgument
+from csi_local.model.observed import FileInfo, FileKind
 from csi_local.model.quantity import Bytes
 
 VolumeId = NewType("VolumeId", str)
@@ -172,6 +173,8 @@ class VolumeRecord:
         sector_size: logical block size of the loop device, fixed for the volume's life.
         created: seconds since the epoch.
         fs_uuid: of the filesystem made, or, while ``formatting``, about to be made.
+        adopted: of a volume that is a directory elsewhere, its path; "" for every other. The directory itself is known
+            again by its inode and by when it was made: a device's number may be another after the next start.
         ephemeral: of an inline ephemeral volume the one path at which its pod has it; "" for every other.
     """
 
@@ -192,6 +195,15 @@ class VolumeRecord:
     format: FormatState = FormatState.NONE
     fs_uuid: str = ""
     ephemeral: str = ""
+    adopted: str = ""
+    adopted_inode: int = 0
+    adopted_born: int = 0
+
+    def adopted_is(self, found: FileInfo | None) -> bool:
+        """Whether that is the directory that was adopted."""
+        if found is None or found.kind is not FileKind.DIRECTORY:
+            return False
+        return (found.inode, found.born) == (self.adopted_inode, self.adopted_born)
 
     @property
     def thick(self) -> bool:

@@ -15,6 +15,7 @@ from csi_local.model.pool import Abilities, PoolKind
 from csi_local.model.quantity import Bytes, format_bytes
 from csi_local.model.volume import BackendKind, FormatState, QuotaMode, VolumeRecord
 from csi_local.plan.findings import Finding, LimitSeen, LoopSeen, PoolSeen, Seen, Severity, TakeOver, VolumeSeen
+from csi_local.plan.staging import lost
 from csi_local.store.layout import NEW, POOL_FILE, RECORD_FILE, TRASH, is_leftover
 
 UNFINISHED = ".tmp"
@@ -155,7 +156,10 @@ def _volume(pool: PoolSeen, volume: VolumeSeen) -> Iterator[Finding]:
         yield _say(pool, Severity.ERROR, path, f"{what}; the volume cannot be used and is left as it is", fix)
     else:
         yield from _pod(pool, volume, record)
-        yield from (_directory if record.backend is BackendKind.DIRECTORY else _image)(pool, volume, record)
+        if record.adopted:
+            yield from _adopted(pool, volume, record)
+        else:
+            yield from (_directory if record.backend is BackendKind.DIRECTORY else _image)(pool, volume, record)
 
 
 def _pod(pool: PoolSeen, volume: VolumeSeen, record: VolumeRecord) -> Iterator[Finding]:
@@ -164,6 +168,16 @@ def _pod(pool: PoolSeen, volume: VolumeSeen, record: VolumeRecord) -> Iterator[F
         found = f"an inline volume whose pod is gone: {record.ephemeral} is not there any more"
         fix = "nothing: a driver that runs removes it within minutes"
         yield _say(pool, severity, pool.layout.volume(record.id), found, fix)
+
+
+def _adopted(pool: PoolSeen, volume: VolumeSeen, record: VolumeRecord) -> Iterator[Finding]:
+    path, link = pool.layout.data(record.id), volume.file("data")
+    if link is None or link.info.kind is not FileKind.SYMLINK:
+        found = f"the link to the directory {record.adopted}, which was adopted, is gone"
+        yield _say(pool, Severity.ERROR, path, found, f"ln -s {record.adopted} {path}")
+    if not record.adopted_is(volume.adopted):
+        fix = "or delete the volume, which touches no data, and adopt what is to be it"
+        yield _say(pool, Severity.ERROR, record.adopted, lost(record, volume.adopted), fix)
 
 
 def _directory(pool: PoolSeen, volume: VolumeSeen, record: VolumeRecord) -> Iterator[Finding]:

@@ -72,6 +72,7 @@ class VolumeSeen:
         limit: of a directory volume that has one.
         signature: what is on the image; only looked for where a filesystem should be there.
         unreadable: why that could not be found out, or "".
+        adopted: what is where the directory was that was adopted as this volume.
         pod_gone: whether it is an inline volume whose pod is not there any more.
     """
 
@@ -83,6 +84,7 @@ class VolumeSeen:
     signature: Signature | None = None
     unreadable: str = ""
     pod_gone: bool = False
+    adopted: FileInfo | None = None
 
     def file(self, name: str) -> Seen | None:
         """What has that name in its directory."""

@@ -6,6 +6,7 @@ from csi_local.backends import directory, loopfile
 from csi_local.model.operations import (
     Commit,
     MakeDirectory,
+    MakeLink,
     MakeRecord,
     Operation,
     RemoveTree,
@@ -14,7 +15,7 @@ from csi_local.model.operations import (
 )
 from csi_local.model.pool import Abilities
 from csi_local.model.quantity import Bytes
-from csi_local.model.volume import BackendKind, VolumeRecord
+from csi_local.model.volume import BackendKind, VolumeId, VolumeRecord
 from csi_local.store.layout import RECORD_FILE, Layout
 
 
@@ -38,6 +39,19 @@ def create(record: VolumeRecord, layout: Layout, abilities: Abilities, *, leftov
         said,
         *bytes_made,
         *synced,
+        Commit(source=place, target=layout.volume(record.id)),
+    )
+
+
+def adopt(record: VolumeRecord, layout: Layout) -> tuple[Operation, ...]:
+    """Make the record of a directory that is a volume where it is, under a name that no making of a volume has."""
+    place = layout.new(VolumeId(f"{record.id}.adopted"))
+    return (
+        RemoveTree(path=place),
+        MakeDirectory(path=place),
+        MakeRecord(path=f"{place}/{RECORD_FILE}", record=record),
+        MakeLink(path=f"{place}/data", target=record.adopted),
+        SyncDirectory(path=place),
         Commit(source=place, target=layout.volume(record.id)),
     )
 

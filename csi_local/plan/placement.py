@@ -73,17 +73,17 @@ def place(
     return Placement(pool=chosen, verdicts=tuple(verdicts))
 
 
+def _for_ephemeral(view: PoolView) -> PoolView:
+    most = view.ephemeral_room
+    return replace(view, room=min(view.room, most), thin_room=min(view.thin_room, most))
+
+
 def capacity_of(parameters: ClassParameters, shape: Shape, pools: Iterable[PoolView]) -> Capacity:
     """The room that these pools have for such volumes."""
     least = sizes.smallest(shape.backend, shape.filesystem)
     fitting = [view for view in pools if not unfit(parameters, shape, view)]
     rooms = [room for view in fitting if (room := available(parameters, view)) >= least]
     return Capacity(available=Bytes(sum(rooms)), largest=max(rooms, default=Bytes(0)), smallest=least)
-
-
-def _for_ephemeral(view: PoolView) -> PoolView:
-    most = view.ephemeral_room
-    return replace(view, room=min(view.room, most), thin_room=min(view.thin_room, most))
 
 
 def available(parameters: ClassParameters, view: PoolView) -> Bytes:

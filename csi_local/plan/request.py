@@ -152,6 +152,8 @@ def check_same(record: VolumeRecord, request: VolumeRequest) -> None:
     Raises:
         AlreadyExists: it asks for another size, kind or parameters; the message says which.
     """
+    if record.adopted:
+        raise _differs(record, "kind", f"adopted from {record.adopted}")
     wanted = shape(request.parameters, request.capabilities)
     limit = request.capacity.limit or record.size
     if not request.capacity.required <= record.size <= limit:

@@ -139,16 +139,6 @@ def create_request(message: csi_pb2.CreateVolumeRequest) -> VolumeRequest:
     )
 
 
-def accessibility(requirement: csi_pb2.TopologyRequirement) -> Accessibility:
-    """Where a volume may be: what is preferred comes first, and only what is requisite binds."""
-    named = [_node(topology) for topology in (*requirement.preferred, *requirement.requisite)]
-    binding = [_node(topology) for topology in requirement.requisite]
-    return Accessibility(
-        nodes=tuple(dict.fromkeys(node for node in named if node)),
-        anywhere=not binding or "" in binding,
-    )
-
-
 def is_ephemeral(message: csi_pb2.NodePublishVolumeRequest) -> bool:
     """Whether an inline ephemeral volume is asked for: the kubelet says so, where the CSIDriver object lets it.
 
@@ -177,6 +167,16 @@ def ephemeral_request(message: csi_pb2.NodePublishVolumeRequest) -> VolumeReques
         capabilities=(required_capability(message.volume_capability, present=given),),
         parameters=parameters,
         ephemeral=path(message.target_path, "target_path"),
+    )
+
+
+def accessibility(requirement: csi_pb2.TopologyRequirement) -> Accessibility:
+    """Where a volume may be: what is preferred comes first, and only what is requisite binds."""
+    named = [_node(topology) for topology in (*requirement.preferred, *requirement.requisite)]
+    binding = [_node(topology) for topology in requirement.requisite]
+    return Accessibility(
+        nodes=tuple(dict.fromkeys(node for node in named if node)),
+        anywhere=not binding or "" in binding,
     )
 
 

@@ -31,7 +31,7 @@ LAYOUT = 2
 
 Fields = dict[str, Any]
 MIGRATIONS: Mapping[int, Callable[[Fields], Fields]] = {
-    1: lambda volume: {"ephemeral": "", **volume},
+    1: lambda volume: {"ephemeral": "", "adopted": "", "adopted_inode": 0, "adopted_born": 0, **volume},
 }
 """From each older layout version to the next; a change of layout adds one."""
 

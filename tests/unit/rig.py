@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from csi_local.engine.adopt import Adopter
 from csi_local.engine.ephemeral import Ephemeral
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
@@ -76,6 +77,7 @@ class Rig:
         self.volumes = Volumes(self.host, self.pools, executor, locks, self.sweeper, node=self.node_name)
         self.sizes = Sizes(self.host, self.pools, executor, locks)
         self.publisher = Publisher(self.host, self.pools, executor, locks, self.max_volumes)
+        self.adopter = Adopter(self.host, self.pools, executor, lambda: 1.0)
         self.ephemeral = Ephemeral(self.host, self.pools, locks, self.volumes, self.publisher)
         self.pools.open()
         self.publisher.take_over()

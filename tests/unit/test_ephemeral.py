@@ -332,6 +332,33 @@ class TestTrouble:
         driver.pools.retry()
         assert [view.id for view in driver.volumes.list("", 0, ephemeral=True)[0]] == [ephemeral_id(HANDLE)]
 
+    def test_a_pool_that_was_missing(self) -> None:
+        """The pod started again meanwhile, with another volume. Both are its own, and must not keep it here."""
+        driver = Rig("a=path:/pools/a", "b=path:/pools/b")
+        for path in ("/pools/a", "/pools/b", "/empty", TARGET.rpartition("/")[0]):
+            driver.host.make_dirs(path)
+        driver.start()
+        for _ in range(2):
+            publish(driver, KINDS["ext4"])
+            home = driver.pools.having(ephemeral_id(HANDLE))[0].root
+            driver.host.unmount(TARGET)
+            driver.host.bind("/empty", home, frozenset())
+            driver.pools.retry()
+        for pool in "ab":
+            driver.host.unmount(f"/pools/{pool}")
+        driver.pools.retry()
+        assert len(driver.pools.having(ephemeral_id(HANDLE))) == 2
+        with pytest.raises(FailedPrecondition, match="in the pools a and b"):
+            publish(driver, KINDS["ext4"])
+        unpublish(driver)
+        nothing_left(driver)
+
+    def test_a_filesystem_that_became_read_only(self) -> None:
+        driver = rig()
+        publish(driver, KINDS["ext4"])
+        driver.host.walk(TARGET, "test").mount.filesystem.read_only = True
+        assert "has become read-only" in driver.publisher.stats(HANDLE, TARGET)[2]
+
 
 class TestSweep:
     """A pod that is gone for ever asks for nothing any more."""

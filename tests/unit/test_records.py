@@ -46,6 +46,9 @@ RECORDS = st.builds(
     format=st.sampled_from(FormatState),
     fs_uuid=TEXTS,
     ephemeral=TEXTS,
+    adopted=TEXTS,
+    adopted_inode=st.integers(min_value=0, max_value=1 << 63),
+    adopted_born=st.integers(min_value=0, max_value=1 << 63),
 )
 RECORD = VolumeRecord(
     id=VolumeId("pvc-1"),
@@ -187,9 +190,10 @@ def test_there_is_a_migration_from_every_older_layout() -> None:
 
 
 def test_a_record_of_the_first_layout() -> None:
-    """As it was written before there were ephemeral volumes."""
+    """As it was written before there were ephemeral volumes and adopted directories."""
     document = json.loads(DATA)
-    del document["volume"]["ephemeral"]
+    for name in ("ephemeral", "adopted", "adopted_inode", "adopted_born"):
+        del document["volume"][name]
     document["layout"] = 1
     document["sha256"] = sha256(records._canonical(document["volume"])).hexdigest()
     assert decode(json.dumps(document).encode(), RECORD.id) == RECORD
