@@ -143,7 +143,7 @@ def test_life(cluster: Cluster) -> None:
     volume = cluster.node.create("life", SIZE, nodes=["node-1"])
     cluster.node.attach(volume)
     assert outcome(lambda: cluster.node.delete(volume)) == Code.FAILED_PRECONDITION
-    assert cluster.node.expand(volume, 2 * SIZE) == 2 * SIZE
+    assert cluster.node.expand_controller(volume, 2 * SIZE).capacity_bytes == 2 * SIZE
     assert [one.capacity_bytes for one in cluster.node.volumes()] == [2 * SIZE]
     cluster.node.detach(volume)
     cluster.node.delete(volume)
