@@ -219,7 +219,7 @@ class Publisher:
             Unavailable: something is mounted there, and a pool is missing that may have the volume.
         """
         try:
-            return self._pools.find(shown, ephemeral=True)
+            pool, volume = self._pools.find(shown, ephemeral=True)
         except NotFound:
             return None
         except Unavailable:
@@ -231,6 +231,7 @@ class Publisher:
             for volume in lost:
                 self._leave_lost(volume, path)
             return None
+        return None if is_ephemeral(volume) else (pool, volume)  # that is left by nobody but its pod
 
     def _leave_lost(self, volume: VolumeId, path: str) -> None:
         """Let pods go whose disk is gone: their mounts would also keep it from coming back."""
@@ -359,6 +360,8 @@ class Publisher:
         try:
             self._executor.run("unpublish-target", (RemoveTarget(path=target),))
         except SyscallFailed as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):  # somebody has put something there
+                raise
             _log.warning("the target is left: %s", error)
 
     def _detach_read_only(self, pool: Pool, volume: VolumeId) -> None:
