@@ -25,7 +25,7 @@ app.kubernetes.io/component: node
 
 {{- /* The name of a group's DaemonSet and ConfigMap. */}}
 {{- define "csi-local.node.name" -}}
-{{ if eq .name "default" }}csi-local-node{{ else }}csi-local-node-{{ .name }}{{ end }}
+{{ if .name }}csi-local-node-{{ .name }}{{ else }}csi-local-node{{ end }}
 {{- end }}
 
 {{- define "csi-local.node.directory" -}}
@@ -33,21 +33,24 @@ app.kubernetes.io/component: node
 {{- end }}
 
 {{- /*
-The host's directories that a group's pools need, as JSON: those of path, and those that hold the file of image. What
-lies in a directory that is mounted anyway is not mounted twice. Call with {root, group}.
+The host's directories that a group needs, as JSON: those of its pools of kind path, those that hold the file of kind
+image, and what is given besides. What lies in a directory that is mounted anyway is not mounted twice. Call with
+{root, group}.
 */}}
 {{- define "csi-local.node.hostPaths" -}}
-{{- $given := list (printf "%s/" (trimSuffix "/" .root.Values.kubeletDir)) (printf "%s/" (trimSuffix "/" .root.Values.node.runDir)) "/dev/" }}
+{{- $given := list (printf "%s/" (trimSuffix "/" .root.Values.kubeletDir)) (printf "%s/" (trimSuffix "/" .root.Values.runDir)) "/dev/" }}
 {{- $found := list }}
+{{- $wanted := .group.directories | default list }}
 {{- range .group.pools }}
-  {{- $path := "" }}
-  {{- if .path }}{{ $path = clean .path }}{{ else if .image }}{{ $path = dir (clean .image) }}{{ end }}
-  {{- if $path }}
-    {{- if eq $path "/" }}{{ fail (printf "pool %s: give it a directory of its own, not the root of the filesystem" .name) }}{{ end }}
-    {{- $covered := false }}
-    {{- range $given }}{{ if hasPrefix . (printf "%s/" $path) }}{{ $covered = true }}{{ end }}{{ end }}
-    {{- if not $covered }}{{ $found = append $found $path }}{{ end }}
-  {{- end }}
+  {{- if .path }}{{ $wanted = append $wanted .path }}{{ end }}
+  {{- if .image }}{{ $wanted = append $wanted (dir .image) }}{{ end }}
+{{- end }}
+{{- range $wanted }}
+  {{- $path := clean . }}
+  {{- if eq $path "/" }}{{ fail "a pool needs a directory of its own: the root of the node's filesystem is not mounted into the pod" }}{{ end }}
+  {{- $covered := false }}
+  {{- range $given }}{{ if hasPrefix . (printf "%s/" $path) }}{{ $covered = true }}{{ end }}{{ end }}
+  {{- if not $covered }}{{ $found = append $found $path }}{{ end }}
 {{- end }}
 {{- $found | uniq | sortAlpha | toJson }}
 {{- end }}
@@ -58,9 +61,9 @@ lies in a directory that is mounted anyway is not mounted twice. Call with {root
 - --timeout={{ .root.Values.sidecars.timeout }}
 - --retry-interval-start={{ .root.Values.sidecars.retryIntervalStart }}
 - --retry-interval-max={{ .root.Values.sidecars.retryIntervalMax }}
-- --kube-api-qps={{ .root.Values.sidecars.kubeApi.qps }}
-- --kube-api-burst={{ .root.Values.sidecars.kubeApi.burst }}
-- --leader-election
+- --kube-api-qps={{ .root.Values.sidecars.kubeAPIQPS }}
+- --kube-api-burst={{ .root.Values.sidecars.kubeAPIBurst }}
+- --leader-election={{ .root.Values.sidecars.leaderElection }}
 - --leader-election-namespace={{ .root.Release.Namespace }}
 - --http-endpoint=:{{ .port }}
 - --v={{ .root.Values.sidecars.logLevel }}
@@ -90,11 +93,11 @@ capabilities: {drop: [ALL]}
 
 {{- /* A group's configuration file. Call with {root, group}. */}}
 {{- define "csi-local.node.config" -}}
-runDir: {{ .root.Values.node.runDir }}
+runDir: {{ .root.Values.runDir }}
 kubeletDir: {{ .root.Values.kubeletDir | trimSuffix "/" }}
-maxVolumes: {{ if hasKey .group "maxVolumes" }}{{ int .group.maxVolumes }}{{ else }}1000{{ end }}
-logLevel: {{ .root.Values.log.level }}
-logFormat: {{ .root.Values.log.format }}
+maxVolumes: {{ if hasKey .group "maxVolumes" }}{{ int .group.maxVolumes }}{{ else }}{{ int .root.Values.node.maxVolumes }}{{ end }}
+logLevel: {{ .root.Values.logLevel }}
+logFormat: {{ .root.Values.logFormat }}
 pools:
   {{- range .group.pools }}
   - {{ toJson . }}
