@@ -40,9 +40,8 @@ class Tool:
     version: str
     programs: Mapping[str, str]
     """Name to package, relative to the module."""
-    same_version: tuple[str, ...] = ()
-    """Modules of Kubernetes that the tool replaces with their own `kubernetes` version."""
     kubernetes: str = ""
+    """The version of k8s.io/api and the others that k8s.io/kubernetes itself keeps in `staging`, where that is needed."""
     tests: bool = False
     """The packages are test suites: built by `go test -c`."""
 
@@ -54,7 +53,7 @@ STAGING = tuple(
     " kube-controller-manager kube-proxy kube-scheduler kubectl kubelet metrics mount-utils pod-security-admission"
     " sample-apiserver sample-cli-plugin sample-controller streaming".split()
 )
-"""What k8s.io/kubernetes keeps in its folder `staging`."""
+"""What k8s.io/kubernetes keeps there. A replacement of what a tool does not use is never looked at."""
 
 KUBERNETES = Tool(
     module="k8s.io/kubernetes",
@@ -63,14 +62,12 @@ KUBERNETES = Tool(
         name: f"cmd/{name}"
         for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
     },
-    same_version=STAGING,
     kubernetes="v0.37.2",
 )
 SNAPSHOTTER = Tool(
     module="github.com/kubernetes-csi/external-snapshotter/v8",
     version="v8.3.0",
     programs={name: f"cmd/{name}" for name in ("csi-snapshotter", "snapshot-controller")},
-    same_version=tuple("api apimachinery apiserver client-go component-base component-helpers kms".split()),
     kubernetes="v0.33.0",
 )
 
@@ -82,10 +79,6 @@ SETS: Mapping[str, tuple[Tool, ...]] = {
             module="github.com/kubernetes-csi/external-provisioner/v5",
             version="v5.1.0",
             programs={"csi-provisioner": "cmd/csi-provisioner"},
-            same_version=tuple(
-                "api apiextensions-apiserver apimachinery apiserver client-go component-base component-helpers"
-                " csi-translation-lib kms kubelet mount-utils".split()
-            ),
             kubernetes="v0.31.0",
         ),
         Tool(
@@ -136,7 +129,8 @@ def build(sets: list[str]) -> Path:
 
 def _build_tool(tool: Tool, programs: Mapping[str, str], work: Path, bin_folder: Path) -> None:
     module = Path(tempfile.mkdtemp(dir=work))
-    replaces = [f"replace k8s.io/{name} => k8s.io/{name} {tool.kubernetes}" for name in tool.same_version]
+    staging = STAGING if tool.kubernetes else ()
+    replaces = [f"replace k8s.io/{name} => k8s.io/{name} {tool.kubernetes}" for name in staging]
     lines = ["module e2e", f"require {tool.module} {tool.version}", *replaces]
     (module / "go.mod").write_text("\n".join(lines) + "\n")
     command = ["go", "test", "-c"] if tool.tests else ["go", "build"]
