@@ -49,11 +49,27 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"csi-local {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = _command(commands, "serve", "serve CSI on a unix socket and do all volume work itself", _serve)
-    serve.add_argument("--endpoint", help=f"where to listen ({config.DEFAULT_ENDPOINT})")
     serve.add_argument("--node-id", help="this node's name (the host's name)")
-    serve.add_argument("--max-volumes", help=f"volumes staged at once; 0: no limit ({config.DEFAULT_MAX_VOLUMES})")
-    serve.add_argument("--log-level", choices=config.LOG_LEVELS, help="how much to log on stderr (info)")
-    serve.add_argument("--log-format", choices=config.LOG_FORMATS, help="text or JSON lines (text)")
+    node = _command(commands, "node", "serve a Kubernetes node's kubelet, and do what the controller asks of it", _node)
+    node.add_argument("--node-id", help="the Kubernetes node's name ($NODE_NAME)")
+    node.add_argument(
+        "--kubelet-dir", metavar="DIR", help=f"the kubelet's directory, here and there ({config.DEFAULT_KUBELET_DIR})"
+    )
+    node.add_argument(
+        "--registration", choices=("yes", "no"), help="register with the kubelet; no: a sidecar does it (yes)"
+    )
+    _in_kubernetes(node)
+    controller = commands.add_parser(
+        "controller",
+        help="serve the sidecars of a Kubernetes cluster: volumes of all its nodes",
+        description="Serve the sidecars of a Kubernetes cluster: volumes of all its nodes, made by their agents.",
+    )
+    controller.set_defaults(run=_controller)
+    _in_kubernetes(controller)
+    _serving(controller)
+    for server in (serve, node):
+        server.add_argument("--max-volumes", help=f"volumes staged at once; 0: no limit ({config.DEFAULT_MAX_VOLUMES})")
+        _serving(server)
     pools = _command(commands, "pools", "show each pool, its room and what it can do", _pools)
     volumes = _command(commands, "volumes", "show each volume and where it is mounted", _volumes)
     explain = _command(commands, "explain", "show for a request why each pool is taken or passed over", _explain)
@@ -96,10 +112,40 @@ def _command(
     return parser
 
 
+def _serving(parser: argparse.ArgumentParser) -> None:
+    """What every program that serves can be told."""
+    parser.add_argument("--endpoint", metavar="unix:///PATH", help="where to listen")
+    parser.add_argument(
+        "--http-address", metavar="HOST:PORT", help="where to serve /healthz, /readyz and /metrics; '': nowhere"
+    )
+    parser.add_argument("--log-level", choices=config.LOG_LEVELS, help="how much to log on stderr (info)")
+    parser.add_argument("--log-format", choices=config.LOG_FORMATS, help="text or JSON lines (text)")
+
+
+def _in_kubernetes(parser: argparse.ArgumentParser) -> None:
+    """What every part of a cluster can be told."""
+    parser.add_argument("--namespace", help=f"where the driver's Leases are ($NAMESPACE, {config.DEFAULT_NAMESPACE})")
+    parser.add_argument("--kubeconfig", metavar="FILE", help="how to reach the Kubernetes API (as a pod does)")
+
+
 def _serve(_arguments: argparse.Namespace, flags: dict[str, object]) -> int:
     from csi_local import app  # noqa: PLC0415 (gRPC is loaded only to serve)
 
     app.serve(config.load(flags))
+    return 0
+
+
+def _node(_arguments: argparse.Namespace, flags: dict[str, object]) -> int:
+    from csi_local import app  # noqa: PLC0415 (likewise)
+
+    app.node(config.load(flags, config.Role.NODE))
+    return 0
+
+
+def _controller(_arguments: argparse.Namespace, flags: dict[str, object]) -> int:
+    from csi_local import app  # noqa: PLC0415 (likewise)
+
+    app.controller(config.load(flags, config.Role.CONTROLLER))
     return 0
 
 

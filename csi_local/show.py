@@ -10,9 +10,9 @@ from tabulate import tabulate
 
 from csi_local.app import Engine
 from csi_local.config import Config
+from csi_local.engine.api import VolumeView
 from csi_local.engine.observe import Observer
 from csi_local.engine.pools import Pools
-from csi_local.engine.volumes import VolumeView
 from csi_local.host.linux import LinuxHost
 from csi_local.model.errors import DriverError
 from csi_local.model.pool import PoolSpec, PoolView

@@ -188,6 +188,9 @@ class Pool:
             total=seen.total,
             room=room,
             thin_room=thin_room,
+            promised=Bytes(self._sum.total),
+            volumes=len(self._weights),
+            uuid=self.uuid,
             unavailable="it is read-only" if seen.read_only else "",
         )
 
@@ -237,20 +240,26 @@ class Pools:
         self._missing = {spec.name: "not opened yet" for spec in specs}
         self._held: dict[str, ExitStack] = {}
         self._uuids: dict[str, str] = {}
+        self._tolerated: tuple[type[DriverError], ...] = (Unavailable, HostError)
 
-    def open(self) -> None:
+    def open(self, *, patient: bool = False) -> None:
         """Open every pool that is there; what is missing or failing is tried again by :meth:`retry`.
+
+        A *patient* one waits for those that must not be used as well, and may have none: where somebody else says
+        what this node's pools are, one that is wrong must not keep pods from the others.
 
         Raises:
             DriverError: a pool must not be used (it holds something else, somebody else uses it), or none is there.
         """
+        if patient:
+            self._tolerated = (DriverError,)
         try:
             self.retry()
         except BaseException:
             self.close()
             raise
-        if not self._open:
-            raise Unavailable("no pool can be used: " + "; ".join(f"{n}: {why}" for n, why in self._missing.items()))
+        if not self._open and not patient:
+            raise Unavailable(f"no pool can be used: {self.missing()}")
 
     def retry(self) -> list[Pool]:
         """Try to open the pools that are not; return those that now are."""
@@ -262,7 +271,7 @@ class Pools:
             with ExitStack() as held:
                 try:
                     pool = self._adopt(spec, self._open_pool(self._host, spec, self._run_dir, held))
-                except (Unavailable, HostError) as error:
+                except self._tolerated as error:
                     self._missing[spec.name] = str(error)
                     _log.error("pool %s: %s", spec.name, error)
                     continue
@@ -297,6 +306,10 @@ class Pools:
     def ready(self) -> bool:
         """Whether every pool is open."""
         return not self._missing
+
+    def missing(self) -> str:
+        """The pools that are not open and why, or ""."""
+        return "; ".join(f"{name}: {why}" for name, why in self._missing.items())
 
     def all(self) -> list[Pool]:
         """The open pools."""

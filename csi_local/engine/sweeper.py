@@ -13,6 +13,8 @@ from csi_local.store.layout import TRASH, is_leftover
 
 _log = logging.getLogger(__name__)
 _ROUND_S = 60.0
+_MISSING_ROUND_S = 10.0
+"""While a pool is missing: pods wait for it."""
 _SETTLE_AFTER_S = 0.5
 _SETTLE_TIMES = 3
 """A btrfs frees a destroyed subvolume after one commit and its blocks after the next."""
@@ -82,7 +84,7 @@ class Sweeper:
                 self._settle()
             if time.monotonic() >= next_round and not self._stopping:
                 self._round()
-                next_round = time.monotonic() + _ROUND_S
+                next_round = time.monotonic() + (_ROUND_S if self._pools.ready else _MISSING_ROUND_S)
 
     def _settle(self) -> None:
         for pool in self._pools.all():

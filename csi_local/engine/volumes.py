@@ -4,14 +4,15 @@ import bisect
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from csi_local.engine.api import VolumeView
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
 from csi_local.engine.pools import Pool, Pools
 from csi_local.engine.sweeper import Sweeper
 from csi_local.host.api import Host
+from csi_local.model.accessibility import ANYWHERE, Accessibility
 from csi_local.model.errors import (
     DamagedRecord,
     FailedPrecondition,
@@ -23,35 +24,11 @@ from csi_local.model.observed import FileKind
 from csi_local.model.quantity import Bytes
 from csi_local.model.volume import VolumeId, VolumeRecord, check_name, known_id, volume_id
 from csi_local.plan import life, sizes
-from csi_local.plan.placement import Placement, available, place, unfit
+from csi_local.plan.placement import Capacity, Placement, capacity_of, place
 from csi_local.plan.request import VolumeRequest, check_same, new_record, shape
 
 _log = logging.getLogger(__name__)
 _SWEEP_WAIT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VolumeView:
-    """A volume as the services show it.
-
-    Attributes:
-        record: None where it cannot be read; *problem* then says why.
-        problem: what is wrong with the volume, or "".
-    """
-
-    id: VolumeId
-    pool: str
-    record: VolumeRecord | None
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capacity:
-    """Room for new volumes of one kind, in bytes: in all, the largest possible, and the smallest possible."""
-
-    available: Bytes
-    largest: Bytes
-    smallest: Bytes
 
 
 class Volumes:
@@ -65,23 +42,28 @@ class Volumes:
         locks: KeyedLocks,
         sweeper: Sweeper,
         clock: Callable[[], float] = time.time,
+        node: str = "",
     ) -> None:
+        """*node* is the name of the node that this is, and so of all that is made here."""
         self._host = host
         self._pools = pools
         self._executor = executor
         self._locks = locks
         self._sweeper = sweeper
         self._clock = clock
+        self._node = node
         self._observer = Observer(host)
 
-    def create(self, request: VolumeRequest, patience_s: float) -> VolumeView:
+    def create(self, request: VolumeRequest, patience_s: float, where: Accessibility = ANYWHERE) -> VolumeView:
         """Make a volume, or find the one that an identical request made.
 
         Raises:
             InvalidArgument, OutOfRange: the request cannot be met anywhere.
             AlreadyExists: the name is taken by a different volume.
-            ResourceExhausted: no pool here fits; the message goes through all of them.
+            ResourceExhausted: it must be on other nodes, or no pool here fits; the message goes through all of them.
         """
+        if not where.allows(self._node):
+            raise ResourceExhausted(f"the volume must be on another node than {self._node}")
         volume = volume_id(check_name(request.name))
         with self._locks.hold(volume, patience_s):
             pool = self._pools.locate(volume)
@@ -89,7 +71,7 @@ class Volumes:
                 return self._make(request, volume)
             record = pool.store.load(volume)
             check_same(record, request)
-            return VolumeView(id=volume, pool=pool.spec.name, record=record)
+            return self._shown(pool, volume, record)
 
     def _make(self, request: VolumeRequest, volume: VolumeId) -> VolumeView:
         record = new_record(request, now=int(self._clock()))
@@ -107,7 +89,7 @@ class Volumes:
         with pool.promising(record):
             self._executor.run("create", operations)
         _log.debug("created volume %s: %d bytes, %s in pool %s", volume, record.size, record.backend, pool.spec.name)
-        return VolumeView(id=volume, pool=pool.spec.name, record=record)
+        return self._shown(pool, volume, record)
 
     def explain(self, request: VolumeRequest, size: Bytes | None = None) -> Placement:
         """Where a volume would go, and why not elsewhere; *size* where it is known already."""
@@ -168,8 +150,11 @@ class Volumes:
         try:
             record = pool.store.load(volume)
         except DamagedRecord as error:
-            return VolumeView(id=volume, pool=pool.spec.name, record=None, problem=str(error))
-        return VolumeView(id=volume, pool=pool.spec.name, record=record, problem=self._problem(pool, record))
+            return self._shown(pool, volume, None, str(error))
+        return self._shown(pool, volume, record, self._problem(pool, record))
+
+    def _shown(self, pool: Pool, volume: VolumeId, record: VolumeRecord | None, problem: str = "") -> VolumeView:
+        return VolumeView(id=volume, node=self._node, pool=pool.spec.name, record=record, problem=problem)
 
     def _problem(self, pool: Pool, record: VolumeRecord) -> str:
         """What can be seen to be wrong with a volume's bytes."""
@@ -203,14 +188,11 @@ class Volumes:
         more = bool(count) and start + count < len(ids)
         return views, chosen[-1] if more else ""
 
-    def capacity(self, request: VolumeRequest) -> Capacity:
-        """Room for volumes of that kind.
+    def capacity(self, request: VolumeRequest, where: Accessibility = ANYWHERE) -> Capacity:
+        """Room for volumes of that kind; none where they must be on other nodes.
 
         Raises:
             InvalidArgument: there is no such kind.
         """
         wanted = shape(request.parameters, request.capabilities)
-        least = sizes.smallest(wanted.backend, wanted.filesystem)
-        views = [view for view in self._pools.views() if not unfit(request.parameters, wanted, view)]
-        rooms = [room for view in views if (room := available(request.parameters, view)) >= least]
-        return Capacity(available=Bytes(sum(rooms)), largest=max(rooms, default=Bytes(0)), smallest=least)
+        return capacity_of(request.parameters, wanted, self._pools.views() if where.allows(self._node) else [])

@@ -113,6 +113,9 @@ class PoolView:
     Attributes:
         room: what a new thick or directory volume could get.
         thin_room: what a new thin volume could be promised.
+        promised: the sizes of its volumes, added up.
+        volumes: how many it has.
+        uuid: what it calls itself, wherever its disk is plugged in.
         unavailable: why the pool cannot be used now, or "".
     """
 
@@ -123,6 +126,9 @@ class PoolView:
     total: Bytes
     room: Bytes
     thin_room: Bytes
+    promised: Bytes = Bytes(0)
+    volumes: int = 0
+    uuid: str = ""
     unavailable: str = ""
 
 

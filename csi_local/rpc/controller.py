@@ -3,8 +3,7 @@
 from google.protobuf.wrappers_pb2 import Int64Value
 
 from csi_local._proto import csi_pb2
-from csi_local.engine.sizes import Sizes
-from csi_local.engine.volumes import Volumes
+from csi_local.engine.api import SizeEngine, VolumeEngine
 from csi_local.model.errors import InvalidArgument
 from csi_local.model.parameters import parse_parameters
 from csi_local.plan.request import VolumeRequest, unusable
@@ -26,19 +25,18 @@ CAPABILITIES = (
 class Controller:
     """Volumes as the provisioner and the resizer see them."""
 
-    def __init__(self, volumes: Volumes, sizes: Sizes, node: str) -> None:
+    def __init__(self, volumes: VolumeEngine, sizes: SizeEngine) -> None:
         self._volumes = volumes
         self._sizes = sizes
-        self._node = node
 
     def CreateVolume(  # noqa: N802 (the protocol's name; likewise below)
         self, request: csi_pb2.CreateVolumeRequest, context: Context
     ) -> csi_pb2.CreateVolumeResponse:
         """Make a volume, or answer with the one that is there."""
         wanted = translate.create_request(request)
-        translate.check_accessible(request.accessibility_requirements, self._node)
-        view = self._volumes.create(wanted, patience(context))
-        return csi_pb2.CreateVolumeResponse(volume=translate.volume(view, self._node))
+        where = translate.accessibility(request.accessibility_requirements)
+        view = self._volumes.create(wanted, patience(context), where)
+        return csi_pb2.CreateVolumeResponse(volume=translate.volume(view))
 
     def DeleteVolume(  # noqa: N802
         self, request: csi_pb2.DeleteVolumeRequest, context: Context
@@ -85,7 +83,7 @@ class Controller:
         status = csi_pb2.ListVolumesResponse.VolumeStatus
         entries = [
             csi_pb2.ListVolumesResponse.Entry(
-                volume=translate.volume(view, self._node),
+                volume=translate.volume(view),
                 status=status(volume_condition=translate.condition(view.problem)),
             )
             for view in views
@@ -99,22 +97,20 @@ class Controller:
         view = self._volumes.get(translate.volume_id(request.volume_id))
         status = csi_pb2.ControllerGetVolumeResponse.VolumeStatus
         return csi_pb2.ControllerGetVolumeResponse(
-            volume=translate.volume(view, self._node),
+            volume=translate.volume(view),
             status=status(volume_condition=translate.condition(view.problem)),
         )
 
     def GetCapacity(  # noqa: N802
         self, request: csi_pb2.GetCapacityRequest, _context: Context
     ) -> csi_pb2.GetCapacityResponse:
-        """Room for volumes of that class on that node; none on a node that is not this one."""
+        """Room for volumes of that class on that node."""
         wanted = VolumeRequest(
             name="",
             capabilities=tuple(translate.capability(one) for one in request.volume_capabilities),
             parameters=parse_parameters(dict(request.parameters)),
         )
-        found = self._volumes.capacity(wanted)
-        if not translate.is_here(request.accessible_topology, self._node):
-            return csi_pb2.GetCapacityResponse(available_capacity=0, maximum_volume_size=Int64Value(value=0))
+        found = self._volumes.capacity(wanted, translate.accessibility_of(request.accessible_topology))
         return csi_pb2.GetCapacityResponse(
             available_capacity=found.available,
             maximum_volume_size=Int64Value(value=found.largest),

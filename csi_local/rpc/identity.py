@@ -1,10 +1,11 @@
 """CSI Identity."""
 
+from typing import Protocol
+
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from csi_local import __version__
 from csi_local._proto import csi_pb2
-from csi_local.engine.pools import Pools
 from csi_local.rpc.boundary import Context
 
 DRIVER_NAME = "csi-local.io"
@@ -12,11 +13,19 @@ _Service = csi_pb2.PluginCapability.Service
 _Expansion = csi_pb2.PluginCapability.VolumeExpansion
 
 
+class Readiness(Protocol):
+    """Knows whether the driver can do its work."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can."""
+
+
 class Identity:
     """Who this is, what it can do, and whether it is ready."""
 
-    def __init__(self, pools: Pools) -> None:
-        self._pools = pools
+    def __init__(self, readiness: Readiness) -> None:
+        self._readiness = readiness
 
     def GetPluginInfo(  # noqa: N802 (the protocol's name; likewise below)
         self, _request: csi_pb2.GetPluginInfoRequest, _context: Context
@@ -38,5 +47,5 @@ class Identity:
         )
 
     def Probe(self, _request: csi_pb2.ProbeRequest, _context: Context) -> csi_pb2.ProbeResponse:  # noqa: N802
-        """Ready when every pool is."""
-        return csi_pb2.ProbeResponse(ready=BoolValue(value=self._pools.ready))
+        """Ready when every pool, or every cache, is."""
+        return csi_pb2.ProbeResponse(ready=BoolValue(value=self._readiness.ready))

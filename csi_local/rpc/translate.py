@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable
 
 from csi_local._proto import csi_pb2
-from csi_local.engine.volumes import VolumeView
-from csi_local.model.errors import Busy, InvalidArgument, NotFound, ResourceExhausted
+from csi_local.engine.api import VolumeView
+from csi_local.model.accessibility import Accessibility
+from csi_local.model.errors import Busy, InvalidArgument, NotFound
 from csi_local.model.parameters import parse_parameters
 from csi_local.model.volume import AccessMode, BlockAccess, Capability, CapacityRange, MountAccess
 from csi_local.plan.request import VolumeRequest
@@ -138,29 +139,34 @@ def create_request(message: csi_pb2.CreateVolumeRequest) -> VolumeRequest:
     )
 
 
-def check_accessible(requirement: csi_pb2.TopologyRequirement, node: str) -> None:
-    """See that a volume of this node meets the requirement.
+def accessibility(requirement: csi_pb2.TopologyRequirement) -> Accessibility:
+    """Where a volume may be: what is preferred comes first, and only what is requisite binds."""
+    named = [_node(topology) for topology in (*requirement.preferred, *requirement.requisite)]
+    binding = [_node(topology) for topology in requirement.requisite]
+    return Accessibility(
+        nodes=tuple(dict.fromkeys(node for node in named if node)),
+        anywhere=not binding or "" in binding,
+    )
 
-    Raises:
-        ResourceExhausted: it must be on other nodes.
-    """
-    if requirement.requisite and not any(is_here(topology, node) for topology in requirement.requisite):
-        raise ResourceExhausted(f"the volume must be on another node than {node}")
+
+def accessibility_of(topology: csi_pb2.Topology) -> Accessibility:
+    """The node that a topology stands for, or anywhere where it says nothing."""
+    return accessibility(csi_pb2.TopologyRequirement(requisite=[topology]))
 
 
-def is_here(topology: csi_pb2.Topology, node: str) -> bool:
-    """Whether a topology is this node, or says nothing."""
-    return not topology.segments or topology.segments.get(TOPOLOGY_KEY) == node
+def _node(topology: csi_pb2.Topology) -> str | None:
+    """The node that a topology names; "" for any, where it says nothing, and None for none of ours."""
+    return topology.segments.get(TOPOLOGY_KEY) if topology.segments else ""
 
 
 def topology(node: str) -> csi_pb2.Topology:
-    """This node's topology."""
+    """A node's topology."""
     return csi_pb2.Topology(segments={TOPOLOGY_KEY: node})
 
 
-def volume(view: VolumeView, node: str) -> csi_pb2.Volume:
+def volume(view: VolumeView) -> csi_pb2.Volume:
     """A volume as CSI shows it; a damaged one has no size and no context."""
-    message = csi_pb2.Volume(volume_id=view.id, accessible_topology=[topology(node)])
+    message = csi_pb2.Volume(volume_id=view.id, accessible_topology=[topology(view.node)])
     if view.record is not None:
         message.capacity_bytes = view.record.size
         message.volume_context.update(context(view))
