@@ -42,6 +42,8 @@ class Tool:
     """Name to package, relative to the module."""
     kubernetes: str = ""
     """The version of k8s.io/api and the others that k8s.io/kubernetes itself keeps in `staging`, where that is needed."""
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Go variables to set, as its own build does."""
     tests: bool = False
     """The packages are test suites: built by `go test -c`."""
 
@@ -55,6 +57,9 @@ STAGING = tuple(
 )
 """What k8s.io/kubernetes keeps there. A replacement of what a tool does not use is never looked at."""
 
+_VERSION = {"gitVersion": "v1.37.2", "gitMajor": "1", "gitMinor": "37"}
+"""What the API server says of itself, which charts and clients compare with what they need."""
+
 KUBERNETES = Tool(
     module="k8s.io/kubernetes",
     version="v1.37.2",
@@ -63,6 +68,7 @@ KUBERNETES = Tool(
         for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
     },
     kubernetes="v0.37.2",
+    variables={f"k8s.io/component-base/version.{name}": text for name, text in _VERSION.items()},
 )
 SNAPSHOTTER = Tool(
     module="github.com/kubernetes-csi/external-snapshotter/v8",
@@ -134,9 +140,10 @@ def _build_tool(tool: Tool, programs: Mapping[str, str], work: Path, bin_folder:
     lines = ["module e2e", f"require {tool.module} {tool.version}", *replaces]
     (module / "go.mod").write_text("\n".join(lines) + "\n")
     command = ["go", "test", "-c"] if tool.tests else ["go", "build"]
+    flags = " ".join([LINKER_FLAGS, *(f"-X {name}={text}" for name, text in tool.variables.items())])
     for name, package in programs.items():
         _go(
-            [*command, "-mod=mod", "-trimpath", f"-ldflags={LINKER_FLAGS}", "-o", str(module / name)]
+            [*command, "-mod=mod", "-trimpath", f"-ldflags={flags}", "-o", str(module / name)]
             + [f"{tool.module}/{package}".removesuffix("/.")],
             cwd=module,
         )
