@@ -163,7 +163,7 @@ class ClusterView:
         if config.credentials is None:
             raise InvalidArgument("nothing says how to reach the Kubernetes API")
         self.server = config.credentials.server
-        api = Api(config.credentials)
+        api = self._api = Api(config.credentials)
         volumes = Cache(api, resources.VOLUMES)
         pools = Cache(api, resources.POOLS)
         leases = Cache(api, resources.leases(config.namespace), selector=resources.NODE_LABEL)
@@ -200,6 +200,7 @@ class ClusterView:
         """End."""
         for cache in self._caches.values():
             cache.stop()
+        self._api.close()
 
 
 class ClusterPart:

@@ -41,6 +41,7 @@ class Agent:
         told: Told,
         changed: Callable[[], None],
         crash_point: Callable[[str], None],
+        workers: int = WORKERS,
     ) -> None:
         """*changed* is called when the pools have more or less room than before."""
         self.cache = Cache(api, resources.VOLUMES, selector=resources.selector(node))
@@ -51,7 +52,7 @@ class Agent:
         self._told = told
         self._changed = changed
         self._pass = crash_point
-        self._queue = WorkQueue(self._work, WORKERS)
+        self._queue = WorkQueue(self._work, workers)
         self._guard = threading.Lock()
         self._fresh: dict[str, VolumeId] = {}
         """Volumes that were made and whose making was not acknowledged yet, by their LocalVolume's name."""

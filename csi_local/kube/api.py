@@ -61,7 +61,19 @@ class Api:
         self._tls = _context(credentials) if parts.scheme == "https" else None
         self._slots = threading.BoundedSemaphore(connections)
         self._idle: deque[http.client.HTTPConnection] = deque()
+        self._watched: set[socket.socket] = set()
+        self._closed = False
         self._token, self._token_until = credentials.token, 0.0
+
+    def close(self) -> None:
+        """Let all connections go; watches end, and nothing is asked any more."""
+        self._closed = True
+        for sock in list(self._watched):
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
     def get(self, collection: str, name: str) -> Object:
         """One object.
@@ -132,9 +144,10 @@ class Api:
         if selector:
             query["labelSelector"] = selector
         connection = self._connect(REQUEST_S)
+        sock = None
         try:
             connection.connect()
-            sock = connection.sock
+            self._watched.add(sock := connection.sock)
             response = self._exchange(connection, "GET", f"{collection}?{urlencode(query)}", None)
             sock.settimeout(timeout_s + REQUEST_S)
             if response.status != http.client.OK:
@@ -147,6 +160,7 @@ class Api:
         except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
             raise self._unreachable(error) from error
         finally:
+            self._watched.discard(sock)
             connection.close()
 
     # --- requests
@@ -217,9 +231,14 @@ class Api:
             except BaseException:
                 connection.close()
                 raise
-            self._idle.append(connection)
+            if self._closed:
+                connection.close()
+            else:
+                self._idle.append(connection)
 
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        if self._closed:
+            raise Unavailable("the driver is stopping")
         if self._tls is None:
             return _Plain(self._host, self._port, timeout=timeout_s)
         return _Secure(self._host, self._port, timeout_s, self._tls, self._credentials.server_name or self._host)

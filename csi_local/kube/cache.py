@@ -58,7 +58,7 @@ class Cache:
         self._thread.start()
 
     def stop(self) -> None:
-        """End soon; a watch that is silent ends with the process."""
+        """End soon: when the watch has something to tell, or the API's connections are closed."""
         self._stopping.set()
 
     @property

@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -20,6 +20,8 @@ from csi_local.plan.request import Shape
 
 LEASE_S = 40.0
 """A node whose lease has not been renewed for this long counts as gone; it renews every 10 s."""
+
+NOT_THERE = "it is not there (its lease is old)"
 
 _PROMISE_S = 3.0
 """How long after its answer a volume is held against a pool that has said nothing since; a change is told in 1 s."""
@@ -102,17 +104,17 @@ class Nodes:
         return self._monotonic() - max(renewed, watching) < LEASE_S
 
     def choose(
-        self, parameters: ClassParameters, shape: Shape, size: Bytes, where: Accessibility, passed: Iterable[str] = ()
+        self, parameters: ClassParameters, shape: Shape, size: Bytes, where: Accessibility, passed: Mapping[str, str]
     ) -> Choice:
         """The first node wished for that has room; after those, where any will do, the one that placement prefers.
 
-        *passed* are nodes that have refused already. Where only what is promised and not yet made stands in the way,
-        a node is asked all the same: it alone knows exactly.
+        *passed* are nodes that have refused already, and why. Where only what is promised and not yet made stands in
+        the way, a node is asked all the same: it alone knows exactly.
         """
-        with_promises = self._choose(parameters, shape, size, where, frozenset(passed), promised=True)
+        with_promises = self._choose(parameters, shape, size, where, passed, promised=True)
         if with_promises.node or not self._promises:
             return with_promises
-        return self._choose(parameters, shape, size, where, frozenset(passed), promised=False)
+        return self._choose(parameters, shape, size, where, passed, promised=False)
 
     def _choose(
         self,
@@ -120,7 +122,7 @@ class Nodes:
         shape: Shape,
         size: Bytes,
         where: Accessibility,
-        passed: frozenset[str],
+        passed: Mapping[str, str],
         *,
         promised: bool,
     ) -> Choice:
@@ -146,17 +148,17 @@ class Nodes:
         parameters: ClassParameters,
         shape: Shape,
         size: Bytes,
-        passed: frozenset[str],
+        passed: Mapping[str, str],
         *,
         promised: bool,
     ) -> tuple[Bytes, str]:
         """The room of the pool that a node would choose, or why it cannot have the volume."""
         if node in passed:
-            return Bytes(0), "it has refused, or does not answer"
+            return Bytes(0), passed[node]
         if node not in self._views:
             return Bytes(0), "it has no pools"
         if not self.alive(node):
-            return Bytes(0), "it is not there (its lease is old)"
+            return Bytes(0), NOT_THERE
         views = self.views(node) if promised else list(self._views[node].values())
         placement = place(parameters, shape, size, views)
         if placement.pool is None:

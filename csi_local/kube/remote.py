@@ -17,7 +17,7 @@ from csi_local.engine.api import VolumeView
 from csi_local.engine.locks import KeyedLocks
 from csi_local.kube.api import Api, Object
 from csi_local.kube.cache import Cache, Predicate
-from csi_local.kube.nodes import Nodes
+from csi_local.kube.nodes import NOT_THERE, Nodes
 from csi_local.kube.resources import (
     ABSENT,
     NODE_LABEL,
@@ -107,11 +107,11 @@ class Remote:
             found = self.find(name)
             while found is not None:
                 if not wanted_absent(found) or (answered(found) and not asked):
-                    found, asked = self.write(found, {"state": ABSENT}), True
+                    found, written = self.write(found, {"state": ABSENT})
+                    asked = asked or written
                 elif answered(found) and (error := error_of(found)) is not None:
                     raise error
                 else:
-                    asked = True
                     self.wait(found, until, _gone_or_refused)
                     found = self.known(name)
 
@@ -174,7 +174,7 @@ class Remote:
                         self.write(found, {"capacity": capacity_fields(capacity)})
                     return record.size, node_expansion_required(found)
                 if not asked:
-                    asked = self.write(found, {"capacity": capacity_fields(capacity)}) is not None
+                    _, asked = self.write(found, {"capacity": capacity_fields(capacity)})
                 elif not answered(found):
                     self.wait(found, until, _gone_or_answered)
                 else:
@@ -213,10 +213,11 @@ class Remote:
         self._volumes.observe(found)
         return found
 
-    def write(self, found: Object, spec: Mapping[str, Any]) -> Object | None:
-        """Change what is wanted of a volume as it was seen, and have its node answer anew; what it is then.
+    def write(self, found: Object, spec: Mapping[str, Any]) -> tuple[Object | None, bool]:
+        """Change what is wanted of a volume as it was seen, and have its node answer anew.
 
-        Where somebody else has changed it meanwhile, that is what comes back: look again. None where it is gone.
+        What comes back is the volume as it is then (None: gone), and whether it was changed: where somebody else has
+        changed it meanwhile it was not, and one must look again.
         """
         wanted = {**spec, "attempt": found["spec"].get("attempt", 0) + 1}
         metadata: Object = {"resourceVersion": found["metadata"]["resourceVersion"]}
@@ -224,12 +225,10 @@ class Remote:
             metadata["labels"] = {NODE_LABEL: spec["nodeName"]}
         try:
             changed = self._api.patch(VOLUMES, name_of(found), {"metadata": metadata, "spec": wanted})
-        except Conflict:
-            return self.read(name_of(found))
-        except NotFound:
-            return None
+        except (Conflict, NotFound):
+            return self.read(name_of(found)), False
         self._volumes.observe(changed)
-        return changed
+        return changed, True
 
     def wait(self, found: Object, until: float, ended: Predicate) -> None:
         """Wait for what *ended* says of a volume, which its node is to bring about.
@@ -295,7 +294,7 @@ class _Creation:
         if answered(found) and not wanted_absent(found):
             return self._refused(found, error_of(found))
         if not there or wanted_absent(found) or not self._where.allows(node):
-            self._passed[node] = "it does not answer"
+            self._passed[node] = NOT_THERE if not there else "it is not one that was wished for"
             return self._move(found)
         self._asked = node
         self._remote.wait(found, until, _gone_or_answered)
@@ -316,8 +315,9 @@ class _Creation:
 
     def _move(self, found: Object) -> Object | None:
         node = self._choose(found)
-        self._asked = node
-        return self._remote.write(found, {"nodeName": node, "state": PRESENT})
+        now, written = self._remote.write(found, {"nodeName": node, "state": PRESENT})
+        self._asked = node if written else None
+        return now
 
     def _choose(self, found: Object | None) -> str:
         """The node to ask next.
@@ -331,9 +331,7 @@ class _Creation:
             nodes.forget(self._volume)
             if found is not None and not wanted_absent(found):
                 self._remote.write(found, {"state": ABSENT})
-            refusals = [f"node {node}: {why}" for node, why in self._passed.items()]
-            told = "; ".join([*refusals, choice.why] if choice.why else refusals)
-            raise ResourceExhausted(f"no node can have volume {self._request.name!r}: {told}")
+            raise ResourceExhausted(f"no node can have volume {self._request.name!r}: {choice.why}")
         nodes.promise(self._volume, choice.node, parameters, self._shape, self._size)
         return choice.node
 

@@ -57,7 +57,8 @@ class InlineSweeper(Sweeper):
 class Rig:
     """A machine, and the driver on it, which can be killed and started again."""
 
-    def __init__(self, *pools: str, host: FakeHost | None = None) -> None:
+    def __init__(self, *pools: str, host: FakeHost | None = None, node_name: str = "") -> None:
+        self.node_name = node_name
         self.host = host or new_host()
         self.specs = [parse_pool(pool) for pool in pools or POOLS]
         for path in ("/pools", "/kubelet"):
@@ -70,7 +71,7 @@ class Rig:
         self.pools = Pools(self.host, self.specs, RUN_DIR)
         self.sweeper = InlineSweeper(self.host, self.pools)
         locks, executor = KeyedLocks(), Executor(self.host, self._pass)
-        self.volumes = Volumes(self.host, self.pools, executor, locks, self.sweeper)
+        self.volumes = Volumes(self.host, self.pools, executor, locks, self.sweeper, node=self.node_name)
         self.sizes = Sizes(self.host, self.pools, executor, locks)
         self.publisher = Publisher(self.host, self.pools, executor, locks, 1000)
         self.pools.open()
