@@ -1,7 +1,7 @@
 """`python -m tests.e2e`: the driver in a real Kubernetes on this machine.
 
-    python -m tests.e2e scenarios [PYTEST ARGUMENTS]   what users do, with real pods
-    python -m tests.e2e shell [COMMAND]                 a cluster with the driver until the command ends
+python -m tests.e2e scenarios [PYTEST ARGUMENTS]   what users do, with real pods
+python -m tests.e2e shell [COMMAND]                 a cluster with the driver until the command ends
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ import sys
 import time
 from pathlib import Path
 
-from tests.e2e import binaries, cluster, images, node, sandbox
+import pytest
+
+from tests.e2e import binaries, cluster, images, install, node, sandbox
+from tests.e2e.provided import Provided
 
 ROOT = Path(__file__).parents[2]
 LOGS = ROOT / ".e2e/logs"
@@ -32,6 +35,7 @@ def main() -> int:
     programs = binaries.build(["cluster"])
     with sandbox.folder() as folder:
         images.make_stand_ins(folder / "images", programs)
+        install.build_image(folder / "images/csi-local.tar")
         try:
             return sandbox.run([sys.executable, "-m", "tests.e2e", *sys.argv[1:]], {INSIDE: str(folder)})
         finally:
@@ -45,10 +49,24 @@ def inside(folder: Path, argv: list[str]) -> int:
     """Start the cluster and run the command on it."""
     start = time.monotonic()
     archives = sorted((folder / "images").glob("*.tar"))
-    with cluster.running(folder, binaries.folder(), archives) as made:
-        print(f"a cluster of {len(made.nodes)} nodes in {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
-        env = {**os.environ, "KUBECONFIG": str(made.kubeconfig), "PATH": f"{made.programs}:{os.environ['PATH']}"}
-        return subprocess.run(argv[1:] or ["bash"], check=False, env=env).returncode
+    programs = binaries.folder()
+    with cluster.running(folder, programs, archives) as made:
+        _say(f"a cluster of {len(made.nodes)} nodes", start)
+        start = time.monotonic()
+        install.install(made)
+        _say("the driver is installed", start)
+        match argv[0]:
+            case "scenarios":
+                return pytest.main(["-m", "e2e", "tests/e2e", *argv[1:]], plugins=[Provided(made)])
+            case "shell":
+                env = {**os.environ, "KUBECONFIG": str(made.kubeconfig), "PATH": f"{programs}:{os.environ['PATH']}"}
+                return subprocess.run(argv[1:] or ["sleep", "infinity"], check=False, env=env).returncode
+            case other:
+                sys.exit(f"unknown: {other}")
+
+
+def _say(what: str, start: float) -> None:
+    print(f"e2e: {what} after {time.monotonic() - start:.1f} s", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

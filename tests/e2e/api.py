@@ -7,7 +7,6 @@ import json
 import ssl
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode, urlsplit
 
@@ -15,15 +14,15 @@ from tests.e2e import control_plane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
 T = TypeVar("T")
 Object = dict[str, Any]
 
 PLURALS = {"StorageClass": "storageclasses", "CSIStorageCapacity": "csistoragecapacities"}
 """Where it is not the kind in small letters and an s."""
-CLUSTERWIDE = frozenset(
-    "Namespace Node PersistentVolume StorageClass CSIDriver CSINode CustomResourceDefinition"
-    " LocalVolume LocalPool LocalSnapshot".split()
+NAMESPACED = frozenset(
+    {"CSIStorageCapacity", "DaemonSet", "Deployment", "Event", "Lease", "PersistentVolumeClaim", "Pod"}
 )
 GROUPS = {
     "DaemonSet": "apps/v1",
@@ -147,7 +146,9 @@ class Api:
 
     def gone(self, kind: str, name: str, namespace: str = "default", seconds: float = 60.0) -> None:
         """Wait until there is no such object."""
-        self.wait(kind, name, lambda found: found is None, namespace=namespace, seconds=seconds, what=f"{kind} {name} gone")
+        self.wait(
+            kind, name, lambda found: found is None, namespace=namespace, seconds=seconds, what=f"{kind} {name} gone"
+        )
 
     def _states(self, kind: str, name: str, namespace: str, deadline: float) -> Iterator[Object | None]:
         field = f"metadata.name={name}"
@@ -183,5 +184,5 @@ def path_of(kind: str, namespace: str | None = None, name: str = "") -> str:
     """Return the path of an object, or of the collection of its kind."""
     group = GROUPS.get(kind, "v1")
     root = f"/apis/{group}" if "/" in group else f"/api/{group}"
-    within = f"/namespaces/{namespace}" if namespace and kind not in CLUSTERWIDE else ""
+    within = f"/namespaces/{namespace}" if namespace and kind in NAMESPACED else ""
     return f"{root}{within}/{PLURALS.get(kind, kind.lower() + 's')}" + (f"/{name}" if name else "")

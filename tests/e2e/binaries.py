@@ -40,22 +40,15 @@ class Tool:
     version: str
     programs: Mapping[str, str]
     """Name to package, relative to the module."""
-    kubernetes: str = ""
-    """The version of k8s.io/api and the others that k8s.io/kubernetes itself keeps in `staging`, where that is needed."""
+    staging: str = ""
+    """The version under which what it replaces by a folder `staging` of its own is to be had."""
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Go variables to set, as its own build does."""
+    as_released: bool = False
+    """Its go.mod has no `replace` lines, so `go install` builds it as its own repository does."""
     tests: bool = False
     """The packages are test suites: built by `go test -c`."""
 
-
-STAGING = tuple(
-    "api apiextensions-apiserver apimachinery apiserver cli-runtime client-go cloud-provider cluster-bootstrap"
-    " code-generator component-base component-helpers controller-manager cri-api cri-client cri-streaming"
-    " csi-translation-lib dynamic-resource-allocation endpointslice externaljwt kms kube-aggregator"
-    " kube-controller-manager kube-proxy kube-scheduler kubectl kubelet metrics mount-utils pod-security-admission"
-    " sample-apiserver sample-cli-plugin sample-controller streaming".split()
-)
-"""What k8s.io/kubernetes keeps there. A replacement of what a tool does not use is never looked at."""
 
 _VERSION = {"gitVersion": "v1.37.2", "gitMajor": "1", "gitMinor": "37"}
 """What the API server says of itself, which charts and clients compare with what they need."""
@@ -67,14 +60,13 @@ KUBERNETES = Tool(
         name: f"cmd/{name}"
         for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kubectl")
     },
-    kubernetes="v0.37.2",
+    staging="v0.37.2",
     variables={f"k8s.io/component-base/version.{name}": text for name, text in _VERSION.items()},
 )
 SNAPSHOTTER = Tool(
     module="github.com/kubernetes-csi/external-snapshotter/v8",
     version="v8.3.0",
     programs={name: f"cmd/{name}" for name in ("csi-snapshotter", "snapshot-controller")},
-    kubernetes="v0.33.0",
 )
 
 SETS: Mapping[str, tuple[Tool, ...]] = {
@@ -85,20 +77,20 @@ SETS: Mapping[str, tuple[Tool, ...]] = {
             module="github.com/kubernetes-csi/external-provisioner/v5",
             version="v5.1.0",
             programs={"csi-provisioner": "cmd/csi-provisioner"},
-            kubernetes="v0.31.0",
         ),
         Tool(
             module="github.com/kubernetes-csi/external-resizer",
             version="v1.12.0",
             programs={"csi-resizer": "cmd/csi-resizer"},
+            as_released=True,
         ),
-        Tool(module="helm.sh/helm/v3", version="v3.22.0", programs={"helm": "cmd/helm"}),
+        Tool(module="helm.sh/helm/v3", version="v3.22.0", programs={"helm": "cmd/helm"}, as_released=True),
     ),
     "snapshots": (SNAPSHOTTER,),
     "external": (
         dataclasses.replace(KUBERNETES, programs={"e2e.test": "test/e2e"}, tests=True),
         dataclasses.replace(KUBERNETES, programs={"agnhost": "test/images/agnhost"}),
-        Tool(module="github.com/onsi/ginkgo/v2", version="v2.32.0", programs={"ginkgo": "ginkgo"}),
+        Tool(module="github.com/onsi/ginkgo/v2", version="v2.32.0", programs={"ginkgo": "ginkgo"}, as_released=True),
     ),
 }
 """What each purpose needs: `cluster` for the scenarios, `external` for the suite that Kubernetes judges drivers by."""
@@ -135,25 +127,36 @@ def build(sets: list[str]) -> Path:
 
 def _build_tool(tool: Tool, programs: Mapping[str, str], work: Path, bin_folder: Path) -> None:
     module = Path(tempfile.mkdtemp(dir=work))
-    staging = STAGING if tool.kubernetes else ()
-    replaces = [f"replace k8s.io/{name} => k8s.io/{name} {tool.kubernetes}" for name in staging]
-    lines = ["module e2e", f"require {tool.module} {tool.version}", *replaces]
+    (module / "go.mod").write_text("module e2e\n")
+    lines = ["module e2e", f"require {tool.module} {tool.version}", *_replaces(tool, module)]
     (module / "go.mod").write_text("\n".join(lines) + "\n")
-    command = ["go", "test", "-c"] if tool.tests else ["go", "build"]
     flags = " ".join([LINKER_FLAGS, *(f"-X {name}={text}" for name, text in tool.variables.items())])
+    how = ("-trimpath", f"-ldflags={flags}")
     for name, package in programs.items():
-        _go(
-            [*command, "-mod=mod", "-trimpath", f"-ldflags={flags}", "-o", str(module / name)]
-            + [f"{tool.module}/{package}".removesuffix("/.")],
-            cwd=module,
-        )
+        path = f"{tool.module}/{package}".removesuffix("/.")
+        if tool.as_released:
+            _go("install", *how, f"{path}@{tool.version}", cwd=module)
+        else:
+            command = ("test", "-c") if tool.tests else ("build",)
+            _go(*command, "-mod=mod", *how, "-o", name, path, cwd=module)
         (module / name).rename(bin_folder / name)
     shutil.rmtree(module)
 
 
-def _go(argv: list[str], cwd: Path) -> str:
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOTOOLCHAIN": "local"}
-    argv = [os.environ.get("GO", "go"), *argv[1:]]
+def _replaces(tool: Tool, module: Path) -> Iterator[str]:
+    """Repeat the `replace` lines of a tool that name a released version."""
+    about = json.loads(_go("mod", "download", "-json", f"{tool.module}@{tool.version}", cwd=module))
+    for line in json.loads(_go("mod", "edit", "-json", about["GoMod"], cwd=module))["Replace"] or ():
+        old, new = line["Old"]["Path"], line["New"]
+        if new["Path"].startswith("./staging/"):
+            yield f"replace {old} => {old} {tool.staging}"
+        elif "Version" in new:
+            yield f"replace {old} => {new['Path']} {new['Version']}"
+
+
+def _go(*words: str, cwd: Path) -> str:
+    environment = {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOTOOLCHAIN": "local", "GOBIN": str(cwd)}
+    argv = [os.environ.get("GO", "go"), *words]
     done = subprocess.run(argv, cwd=cwd, env=environment, check=True, stdout=subprocess.PIPE, text=True)
     return done.stdout
 
@@ -163,7 +166,7 @@ def snapshot_crds() -> Path:
     module, version = SNAPSHOT_CRDS
     with tempfile.TemporaryDirectory() as work:
         (Path(work) / "go.mod").write_text("module e2e\n")
-        answer = json.loads(_go(["go", "mod", "download", "-json", f"{module}@{version}"], cwd=Path(work)))
+        answer = json.loads(_go("mod", "download", "-json", f"{module}@{version}", cwd=Path(work)))
     return Path(answer["Dir"]) / "config/crd"
 
 

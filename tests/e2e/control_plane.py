@@ -6,7 +6,6 @@ import secrets
 import ssl
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import URLError
 
@@ -16,6 +15,7 @@ from tests.e2e.processes import Daemon, eventually, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 NODE_NET = "10.89.0"
 ADDRESS, PORT = f"{NODE_NET}.254", 6443
@@ -188,9 +188,7 @@ def answers(url: str, ca: Path, bearer: str) -> bool:
     """Whether something answers 200 there."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {bearer}"})  # noqa: S310 - our own URL
     trusted = ssl.create_default_context(cafile=str(ca))
-    opener = urllib.request.build_opener(
-        urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted)
-    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trusted))
     try:
         with opener.open(request, timeout=2) as response:
             return bool(response.status == 200)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,14 +36,31 @@ def make(image: Path, target: Path, size: int, filesystem: str) -> Disk:
 def detach_all(folder: Path) -> list[str]:
     """Detach every loop device whose file is in `folder`, or on a disk whose file is; return those on the latter.
 
-    The mounts must be gone. Devices are told apart by the device that holds their file, for the path of a file
-    in a mount that is gone says nothing.
+    No disk may be mounted any more. The path of a file on a disk that was mounted in a namespace which is gone says
+    nothing, so those devices are told by the filesystem that holds their file.
     """
-    table = json.loads(run("losetup", "--list", "--json", "-O", "NAME,BACK-FILE,BACK-MAJ:MIN,MAJ:MIN") or "{}")
-    rows = table.get("loopdevices", [])
-    ours = [row for row in rows if Path(row["back-file"]).is_relative_to(folder)]
-    numbers = {row["maj:min"].strip() for row in ours}
-    left = [row for row in rows if row["back-maj:min"].strip() in numbers and row not in ours]
-    for row in (*left, *ours):
-        run("losetup", "--detach", row["name"])
-    return [f"{row['name']} on {row['back-file']}" for row in left]
+    rows = _loops()
+    ours = [row["name"] for row in rows if Path(row["back-file"]).is_relative_to(folder)]
+    left: dict[str, str] = {}
+    for device in ours:
+        with tempfile.TemporaryDirectory() as place:
+            run("mount", device, place)  # the same filesystem again, if something still holds it
+            left |= on_filesystem(Path(place))
+            for inner in on_filesystem(Path(place)):
+                run("losetup", "--detach", inner)
+            run("umount", place)
+        run("losetup", "--detach", device)
+    return [f"{device} on {file}" for device, file in left.items()]
+
+
+def on_filesystem(place: Path) -> dict[str, str]:
+    """Return the loop devices whose files are in the filesystem at `place`, with those files."""
+    device = place.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    return {row["name"]: row["back-file"] for row in _loops() if row["back-maj:min"].strip() == number}
+
+
+def _loops() -> list[dict[str, str]]:
+    shown = run("losetup", "--list", "--json", "-O", "NAME,BACK-FILE,BACK-MAJ:MIN")
+    rows: list[dict[str, str]] = json.loads(shown or "{}").get("loopdevices", [])
+    return rows

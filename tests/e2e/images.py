@@ -22,9 +22,24 @@ TEST_IMAGE = "localhost/e2e-busybox:1"
 PROVISIONER_IMAGE = "registry.k8s.io/sig-storage/csi-provisioner:v5.1.0"
 RESIZER_IMAGE = "registry.k8s.io/sig-storage/csi-resizer:v1.12.0"
 
-FOLDERS = "bin sbin usr usr/bin usr/sbin tmp var var/run var/tmp proc sys dev etc mnt root home".split()
-PASSWD = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n"
-GROUP = "root:x:0:\nnogroup:x:65534:\ngroup:x:50000:user\n"
+FOLDERS = (
+    "bin",
+    "dev",
+    "etc",
+    "home",
+    "mnt",
+    "proc",
+    "root",
+    "sbin",
+    "sys",
+    "tmp",
+    "usr/bin",
+    "usr/sbin",
+    "var/run",
+    "var/tmp",
+)
+USERS = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\nuser:x:1000:1000::/:/bin/sh\n"
+GROUPS = "root:x:0:\nnogroup:x:65534:\ngroup:x:50000:user\n"
 WORLD_WRITABLE = 0o1777
 
 
@@ -59,7 +74,7 @@ def busybox_layer() -> Layer:
     applets = subprocess.run([BUSYBOX, "--list"], check=True, capture_output=True, text=True).stdout.split()
     return Layer(
         folders=FOLDERS,
-        files=[("bin/busybox", BUSYBOX), ("etc/passwd", PASSWD), ("etc/group", GROUP)],
+        files=[("bin/busybox", BUSYBOX), ("etc/passwd", USERS), ("etc/group", GROUPS)],
         links=[(f"bin/{name}", "busybox") for name in applets if name != "busybox"] + [("usr/bin/env", "/bin/busybox")],
     )
 

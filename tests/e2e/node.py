@@ -1,8 +1,8 @@
 """A node: namespaces with their own kubelet, container runtime, mounts and network on this machine.
 
-    with the mounts of the machine, but its own     /var/lib/kubelet  /var/lib/cni  /run  /var/log  /mnt/disks
-    with its own pid 1: when that is killed, every process, mount and pod network of the node goes with it
-    eth0 in NODE_NET; pods in POD_NET.INDEX.0/24; no default route, so that nothing leaves the machine
+with the mounts of the machine, but its own     /var/lib/kubelet  /var/lib/cni  /run  /var/log  /mnt/disks
+with its own pid 1: when that is killed, every process, mount and pod network of the node goes with it
+eth0 in NODE_NET; pods in POD_NET.INDEX.0/24; no default route, so that nothing leaves the machine
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.e2e import control_plane
+from tests.e2e import control_plane, disks
 from tests.e2e.control_plane import NODE_NET, SERVICE_ADDRESS, SERVICE_NET
-from tests.e2e.disks import Disk
 from tests.e2e.processes import DIES_WITH_US, Daemon, eventually, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from tests.e2e.disks import Disk
 
 BRIDGE = "nodes"
 POD_NET = "10.88"
@@ -80,6 +81,11 @@ class Node:
         """Return where a file of the node is seen from here."""
         return Path(f"/proc/{self.pid}/root") / str(inside).lstrip("/")
 
+    def loop_devices(self) -> dict[str, str]:
+        """Return the loop devices whose files are on the node's disks, with those files."""
+        found = (disks.on_filesystem(self.path(disk.target)) for disk in self.disks)
+        return {device: file for each in found for device, file in each.items()}
+
     # Start and end
 
     def start(self) -> None:
@@ -126,7 +132,7 @@ class Node:
 
     def _make_namespaces(self) -> None:
         for name in ("kubelet", "containerd", "cni", "pods", "pki"):
-            (self.folder / name).mkdir(parents=True)
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
         unshare = ("unshare", "--fork", "--kill-child", "--mount-proc", "--mount", "--pid", "--uts", "--net")
         argv = [*DIES_WITH_US, *unshare, sys.executable, "-c", FIRST_PROCESS]
         self._init = subprocess.Popen(argv, stdout=subprocess.PIPE, start_new_session=True)
@@ -137,8 +143,8 @@ class Node:
 
     def _make_mounts(self) -> None:
         self.run("hostname", self.name)
-        for folder in OWN_FOLDERS:
-            self.run("mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", folder)
+        for hidden in OWN_FOLDERS:
+            self.run("mount", "-t", "tmpfs", "-o", "mode=0755", "tmpfs", hidden)
         for folder in (KUBELET_DIR, Path("/run/containerd"), Path("/run/netns"), Path("/var/lib/cni")):
             self.run("mkdir", "-p", folder)
         self.run("mount", "--bind", self.folder / "kubelet", KUBELET_DIR)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import FrameType
 
-PLACE = Path("/var/tmp")  # noqa: S108 - containers' layers are too much for a /tmp in memory
+PLACE = Path("/var/tmp")
 PREFIX = "csi-local-e2e-"
 CGROUPS = Path("/sys/fs/cgroup")
 INTERRUPTED = 128
@@ -33,7 +33,7 @@ INTERRUPTED = 128
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """Give a folder for one cluster, and remove it with all that stands on it. What killed runs have left goes first."""
+    """Give a folder for one cluster, and remove it with all that stands on it. What killed runs left goes first."""
     for stale in PLACE.glob(f"{PREFIX}*"):
         with _locked(stale) as ours:
             if ours:
@@ -70,7 +70,7 @@ def clear(path: Path) -> list[str]:
 
 
 def run(argv: Sequence[str], env: dict[str, str]) -> int:
-    """Run a program in namespaces of its own and return its exit code; a signal to us ends it and all it has started."""
+    """Run a program in namespaces of its own and return its exit code; a signal to us ends it and all it started."""
     unshare = ("unshare", "--fork", "--kill-child", "--mount-proc", "--mount", "--pid", "--net")
     process = subprocess.Popen(
         [*DIES_WITH_US, *unshare, *argv], env={**os.environ, **env}, stdin=subprocess.DEVNULL, start_new_session=True
