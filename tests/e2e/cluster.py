@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 READY_SECONDS = 90.0
 DISKS = (("ssd", 6 * disks.GIB, "xfs"), ("hdd", 3 * disks.GIB, "btrfs"))
 """Name, size and filesystem of the disks that each node has at /mnt/NAME."""
+ONE_MORE = ("nvme", 6 * disks.GIB, "xfs")
+"""What only the first node has."""
 
 
 class Cluster:
@@ -47,7 +49,7 @@ class Cluster:
                 images=images,
                 disks=tuple(
                     disks.make(folder / name / f"{disk}.img", Path("/mnt") / disk, size, filesystem)
-                    for disk, size, filesystem in DISKS
+                    for disk, size, filesystem in (*DISKS, ONE_MORE)[: len(DISKS) + (number == 1)]
                 ),
             )
             for number, name in enumerate(names, start=1)

@@ -28,16 +28,22 @@ def _storage_class(name: str, *, when: str = "WaitForFirstConsumer", **more: Any
     return {"name": name, "volumeBindingMode": when, **more}
 
 
+def _group(name: str, nodes: str, *pools: str) -> dict[str, Any]:
+    expression = {"key": "kubernetes.io/hostname", "operator": nodes, "values": ["node-a"]}
+    term = {"matchExpressions": [expression]}
+    required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+    return {
+        "name": name,
+        "affinity": {"nodeAffinity": required},
+        "pools": [{"name": pool, "path": f"/mnt/{pool}", "media": pool, "mounted": "yes"} for pool in pools],
+        "directories": [f"/mnt/{pool}" for pool in pools],
+    }
+
+
 VALUES: dict[str, Any] = {
     "nodeGroups": [
-        {
-            "name": "",
-            "pools": [
-                {"name": "ssd", "path": "/mnt/ssd", "media": "ssd", "mounted": "yes"},
-                {"name": "hdd", "path": "/mnt/hdd", "media": "hdd", "mounted": "yes"},
-            ],
-            "directories": ["/mnt/ssd", "/mnt/hdd"],
-        }
+        _group("first", "In", "ssd", "hdd", "nvme"),
+        _group("others", "NotIn", "ssd", "hdd"),
     ],
     "storageClasses": [
         _storage_class("ssd", parameters={"media": "ssd", FSTYPE: "ext4"}),
@@ -45,6 +51,8 @@ VALUES: dict[str, Any] = {
         _storage_class("thin-xfs", parameters={"media": "ssd", "allocation": "thin", FSTYPE: "xfs"}),
         _storage_class("directory", parameters={"backend": "directory", "pool": "hdd", FSTYPE: "btrfs"}),
         _storage_class("immediate", when="Immediate", parameters={"media": "ssd", "allocation": "thin"}),
+        _storage_class("nvme", parameters={"media": "nvme", "allocation": "thin", FSTYPE: "xfs"}),
+        _storage_class("thin-ext4", parameters={"media": "ssd", "allocation": "thin", FSTYPE: "ext4"}),
         _storage_class("retain", reclaimPolicy="Retain", parameters={"media": "ssd", "allocation": "thin"}),
         _storage_class(
             "only-node-b",
