@@ -12,6 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from csi_local.config import Config
+from csi_local.engine.ephemeral import Ephemeral
 from csi_local.engine.execute import CrashPoint, Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pools
@@ -62,6 +63,8 @@ class Engine:
         self.volumes = Volumes(host, self.pools, executor, locks, self.sweeper, node=config.node_id)
         self.sizes = Sizes(host, self.pools, executor, locks)
         self.publisher = Publisher(host, self.pools, executor, locks, config.max_volumes)
+        self.ephemeral = Ephemeral(host, self.pools, locks, self.volumes, self.publisher)
+        self.sweeper.every_round(self.ephemeral.sweep)
 
 
 def serve(config: Config) -> None:
@@ -77,7 +80,7 @@ def serve(config: Config) -> None:
         services = (
             Identity(engine.pools),
             Controller(engine.volumes, engine.sizes),
-            Node(engine.publisher, engine.sizes, config.node_id, config.max_volumes),
+            Node(engine.publisher, engine.ephemeral, engine.sizes, config.node_id, config.max_volumes),
         )
         engine.pools.open()
         server = Server(config.endpoint, services, metrics.rpc if metrics else unobserved)
@@ -93,6 +96,18 @@ def serve(config: Config) -> None:
         _log.info("stopping")
 
 
+class SomePool:
+    """A node is ready when it has a pool: one disk that is missing is no reason to keep pods from the others."""
+
+    def __init__(self, pools: Pools) -> None:
+        self._pools = pools
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is one."""
+        return bool(self._pools.all())
+
+
 def node(config: Config) -> None:
     """``csi-local node``: this node's kubelet, and what the controller asks of this node, until SIGTERM or SIGINT.
 
@@ -104,8 +119,8 @@ def node(config: Config) -> None:
         engine = _engine(config, stack)
         metrics = _metrics(config, engine)
         services = (
-            Identity(engine.pools),
-            Node(engine.publisher, engine.sizes, config.node_id, config.max_volumes),
+            Identity(SomePool(engine.pools)),
+            Node(engine.publisher, engine.ephemeral, engine.sizes, config.node_id, config.max_volumes),
         )
         engine.pools.open(patient=True)
         server = Server(config.endpoint, services, metrics.rpc if metrics else unobserved)
@@ -209,7 +224,8 @@ class ClusterPart:
     def __init__(self, config: Config, engine: Engine, told: Told) -> None:
         if config.credentials is None:
             raise InvalidArgument("nothing says how to reach the Kubernetes API")
-        api, node = Api(config.credentials), config.node_id
+        self._api = api = Api(config.credentials)
+        node = config.node_id
         events = Events(api, node)
         reports = PoolReports(api, node, engine.pools, config.pools, events)
         self._pools = Beat("pools", reports.report, POOLS_S, POOLS_PAUSE_S)
@@ -222,10 +238,16 @@ class ClusterPart:
             changed=self._pools.ask,
             crash_point=crash_point(config.crash_point),
         )
-        lease = NodeLease(api, node, config.namespace, lambda: self._agent.problem or self._agent.unconnected)
-        self._lease = Beat("lease", lease.renew, LEASE_S)
+        self._node_lease = NodeLease(
+            api, node, config.namespace, lambda: self._agent.problem or self._agent.unconnected
+        )
+        self._lease = Beat("lease", self._renew, LEASE_S)
         self.survey = Survey(engine.volumes, engine.pools, self._agent.surveyed)
         self._parts = (self._pools, self._agent, self._lease, self.survey)
+
+    def _renew(self) -> None:
+        self._agent.catch_up()
+        self._node_lease.renew()
 
     @property
     def checks(self) -> "Mapping[str, Check]":
@@ -246,6 +268,7 @@ class ClusterPart:
         """End after the work under way."""
         for part in reversed(self._parts):
             part.stop()
+        self._api.close()
 
 
 def _begin(config: Config) -> Callable[[], None]:

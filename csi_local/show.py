@@ -68,7 +68,7 @@ def volumes(config: Config, output: str) -> int:
     """Show each volume: what it is, how full, and where it is mounted. Returns 1 where one has a problem."""
     with visiting(config) as engine:
         observer = Observer(LinuxHost())
-        views, _ = engine.volumes.list("", 0)
+        views, _ = engine.volumes.list("", 0, ephemeral=True)
         rows = [_volume_row(engine.pools, observer, view) for view in views]
     show(rows, output, empty="no volumes")
     return 1 if any(row["problem"] for row in rows) else 0
@@ -92,7 +92,9 @@ def _volume_row(pools_: Pools, observer: Observer, view: VolumeView) -> Row:
         "used": used,
         "allocation": str(record.allocation) if record and record.backend is BackendKind.LOOPFILE else "",
         "claim": _claim(view),
+        "pod": _named(view, "csi.storage.k8s.io/pod."),
         "mounted": list(observer.mount_points(pool.layout, view.id, observer.loops(pool.layout, view.id))),
+        "adopted": record.adopted if record else "",
         "problem": view.problem,
     }
 
@@ -107,8 +109,13 @@ def _kind(view: VolumeView) -> str:
 
 
 def _claim(view: VolumeView) -> str:
+    return _named(view, "csi.storage.k8s.io/pvc/")
+
+
+def _named(view: VolumeView, prefix: str) -> str:
+    """The object of Kubernetes that a volume belongs to, as its labels have it."""
     labels = view.record.labels if view.record else {}
-    namespace, name = (labels.get(f"csi.storage.k8s.io/pvc/{part}", "") for part in ("namespace", "name"))
+    namespace, name = (labels.get(f"{prefix}{part}", "") for part in ("namespace", "name"))
     return f"{namespace}/{name}" if name else ""
 
 

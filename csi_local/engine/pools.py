@@ -20,10 +20,10 @@ from csi_local.model.errors import (
     Unavailable,
     Unsupported,
 )
-from csi_local.model.observed import Usage
+from csi_local.model.observed import Room, Usage
 from csi_local.model.pool import Abilities, Media, PoolSpec, PoolView
 from csi_local.model.quantity import Bytes
-from csi_local.model.volume import BackendKind, QuotaMode, VolumeId, VolumeRecord, known_id
+from csi_local.model.volume import BackendKind, QuotaMode, VolumeId, VolumeRecord, ephemeral_id, is_ephemeral, known_id
 from csi_local.plan import sizes
 from csi_local.plan.sizes import Promises
 from csi_local.store.layout import NEW, Layout
@@ -53,6 +53,7 @@ class Pool:
         self._sum = Promises()
         self._overhead = 0
         self._projects: set[int] = set()
+        self.adopted: set[VolumeId] = set()
 
     @property
     def layout(self) -> Layout:
@@ -96,8 +97,12 @@ class Pool:
         with self._guard:
             before = self._weights.get(record.id)
             more = weight.total - (before.total if before else 0)
-            room, thin_room = sizes.rooms(self.spec, self._host.room(self.root), self._sum, self._overhead)
-            if more > (thin_room if weight.thin else room):
+            seen = self._host.room(self.root)
+            room, thin_room = sizes.rooms(self.spec, seen, self._sum, self._overhead)
+            room = thin_room if weight.thin else room
+            if record.ephemeral:
+                room = min(room, self._ephemeral_room(seen))
+            if more > room:
                 raise ResourceExhausted(f"pool {self.spec.name} has no room for another {max(more, 0)} bytes")
             self._replace(record.id, dataclasses.replace(weight, pending=more if weight.reserved else 0))
         try:
@@ -111,10 +116,17 @@ class Pool:
             raise
         self._keep(record)
 
+    def _ephemeral_room(self, seen: Room) -> Bytes:
+        """What inline ephemeral volumes may have beyond what they have."""
+        promised = sum(weight.total for volume, weight in list(self._weights.items()) if is_ephemeral(volume))
+        return Bytes(max(0, self.spec.ephemeral.of(seen.total) - promised))
+
     def _keep(self, record: VolumeRecord) -> None:
         with self._guard:
             self._replace(record.id, sizes.weight(record))
             self._projects.add(record.project)
+            if record.adopted:
+                self.adopted.add(record.id)
 
     def forget(self, record_id: VolumeId) -> None:
         """Take back what a volume was promised: it is gone."""
@@ -188,6 +200,7 @@ class Pool:
             total=seen.total,
             room=room,
             thin_room=thin_room,
+            ephemeral_room=self._ephemeral_room(seen),
             promised=Bytes(self._sum.total),
             volumes=len(self._weights),
             uuid=self.uuid,
@@ -339,6 +352,10 @@ class Pools:
         """
         return self._only(volume, self._search(volume)[0])
 
+    def having(self, volume: VolumeId) -> list[Pool]:
+        """Every open pool that has the volume: two, where one was missing when the other's was made."""
+        return self._search(volume)[0]
+
     @staticmethod
     def _only(volume: VolumeId, found: list[Pool]) -> Pool | None:
         if len(found) > 1:
@@ -373,19 +390,22 @@ class Pools:
                 if held := self._held.pop(name, None):
                     held.close()
 
-    def find(self, shown: str) -> tuple[Pool, VolumeId]:
-        """The pool that has the volume with that id.
+    def find(self, shown: str, *, ephemeral: bool = False) -> tuple[Pool, VolumeId]:
+        """The pool that has the volume with that id; or, with *ephemeral*, the one inline volume with that handle.
 
         Raises:
             NotFound: none has.
             Unavailable: none has, but one is missing that might.
         """
-        volume = known_id(shown)
-        if volume is None:
+        known = known_id(shown)
+        volumes = [*([known] if known else []), *([ephemeral_id(shown)] if ephemeral else [])]
+        if not volumes:
             raise NotFound(f"there is no volume {shown!r} on this node")
-        found, failing = self._search(volume)
-        if (pool := self._only(volume, found)) is not None:
-            return pool, volume
+        failing: dict[str, str] = {}
+        for volume in volumes:
+            found, failing = self._search(volume)
+            if (pool := self._only(volume, found)) is not None:
+                return pool, volume
         self._let_go()
         if unknown := {**self._missing, **failing}:
             missing = "; ".join(f"{name}: {why}" for name, why in unknown.items())

@@ -50,6 +50,8 @@ class Sizes:
                 with pool.promising(after):
                     self._executor.run("expand", life.grow(record, after, pool.layout, pool.abilities))
                 _log.debug("volume %s grew from %d to %d bytes", record.id, record.size, size)
+            else:
+                pool.store.sync(volume)
             return size, record.backend is BackendKind.LOOPFILE
 
     def expand_on_node(

@@ -3,12 +3,12 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from csi_local.engine.api import VolumeEngine, VolumeView
 from csi_local.engine.pools import Pools
-from csi_local.model.errors import HostError, Unsupported
+from csi_local.model.errors import DriverError, HostError, NotFound, Unsupported
 from csi_local.model.quantity import Bytes
 
 _log = logging.getLogger(__name__)
@@ -72,9 +72,24 @@ class Survey:
 
     def look(self) -> None:
         """One round."""
-        views, _ = self._volumes.list("", 0)
-        self.found = tuple(Surveyed(view=view, used=self._used(view)) for view in views)
+        self.found = tuple(Surveyed(view=view, used=self._used(view)) for view in self._views())
         self._tell(self.found)
+
+    def _views(self) -> Iterator[VolumeView]:
+        """All volumes that can be seen; a disk that fails hides its own."""
+        for pool in self._pools.all():
+            try:
+                volumes = sorted(pool.store.volumes())
+            except HostError as error:
+                _log.warning("pool %s: its volumes cannot be listed: %s", pool.spec.name, error)
+                continue
+            for volume in volumes:
+                try:
+                    yield self._volumes.get(volume)
+                except NotFound:
+                    pass  # deleted meanwhile
+                except DriverError as error:
+                    _log.warning("volume %s: %s", volume, error)
 
     def _used(self, view: VolumeView) -> Bytes | None:
         if view.record is None:

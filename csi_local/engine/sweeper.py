@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 
 from csi_local.engine.pools import Pool, Pools
@@ -31,7 +32,12 @@ class Sweeper:
         self._working = False
         self._stopping = False
         self._unsettled = 0
+        self._chores: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+
+    def every_round(self, chore: Callable[[], None]) -> None:
+        """Do this too, now and then."""
+        self._chores.append(chore)
 
     def start(self) -> None:
         """Begin, with what an earlier driver left behind."""
@@ -110,6 +116,8 @@ class Sweeper:
                 with suppress(HostError):  # a disk that fails is told of when it is used
                     self._add_leftovers(pool, TRASH)  # what could not be removed before
             self._pools.sample()
+            for chore in self._chores:
+                chore()
         except DriverError as error:
             _log.warning("looking after the pools: %s", error)
         except Exception:  # noqa: BLE001 (likewise)

@@ -22,10 +22,11 @@ from csi_local.model.errors import (
 )
 from csi_local.model.observed import FileKind
 from csi_local.model.quantity import Bytes
-from csi_local.model.volume import VolumeId, VolumeRecord, check_name, known_id, volume_id
+from csi_local.model.volume import VolumeId, VolumeRecord, check_name, is_ephemeral, known_id
 from csi_local.plan import life, sizes
 from csi_local.plan.placement import Capacity, Placement, capacity_of, place
 from csi_local.plan.request import VolumeRequest, check_same, new_record, shape
+from csi_local.plan.staging import lost
 
 _log = logging.getLogger(__name__)
 _SWEEP_WAIT_S = 5.0
@@ -64,13 +65,15 @@ class Volumes:
         """
         if not where.allows(self._node):
             raise ResourceExhausted(f"the volume must be on another node than {self._node}")
-        volume = volume_id(check_name(request.name))
+        check_name(request.name)
+        volume = request.id
         with self._locks.hold(volume, patience_s):
             pool = self._pools.locate(volume)
             if pool is None:
                 return self._make(request, volume)
             record = pool.store.load(volume)
             check_same(record, request)
+            pool.store.sync(volume)
             return self._shown(pool, volume, record)
 
     def _make(self, request: VolumeRequest, volume: VolumeId) -> VolumeView:
@@ -96,7 +99,8 @@ class Volumes:
         wanted = shape(request.parameters, request.capabilities)
         if size is None:
             size = sizes.deliverable(request.capacity, sizes.smallest(wanted.backend, wanted.filesystem))
-        return place(request.parameters, wanted, size, self._pools.views())
+        views = self._pools.views()
+        return place(request.parameters, wanted, size, views, ephemeral=bool(request.ephemeral))
 
     def delete(self, shown: str, patience_s: float) -> None:
         """Remove a volume; no error where it is not there.
@@ -112,18 +116,33 @@ class Volumes:
             try:
                 pool, _ = self._pools.find(shown)
             except NotFound:
+                for pool in self._pools.all():
+                    pool.store.sync(volume)
                 return
             pool.store.load(volume)  # what cannot be believed is not removed either
-            self._check_unused(pool, volume)
-            trash = pool.store.unused_trash(volume)
-            try:
-                self._executor.run("delete", life.delete(pool.layout.volume(volume), trash))
-            except Exception:
-                if not pool.store.exists(volume):  # it failed after the commit
-                    self._forget(pool, volume, trash)
-                raise
-            self._forget(pool, volume, trash)
-            _log.debug("deleted volume %s from pool %s", volume, pool.spec.name)
+            self._remove(pool, volume)
+
+    def delete_ephemeral(self, pool: Pool, volume: VolumeId, patience_s: float) -> None:
+        """Remove an ephemeral volume, whatever its record says: its content was never to outlive its pod.
+
+        Raises:
+            FailedPrecondition: it is in use on this node.
+        """
+        with self._locks.hold(volume, patience_s):
+            if pool.store.exists(volume):
+                self._remove(pool, volume)
+
+    def _remove(self, pool: Pool, volume: VolumeId) -> None:
+        self._check_unused(pool, volume)
+        trash = pool.store.unused_trash(volume)
+        try:
+            self._executor.run("delete", life.delete(pool.layout.volume(volume), trash))
+        except Exception:
+            if not pool.store.exists(volume):  # it failed after the commit
+                self._forget(pool, volume, trash)
+            raise
+        self._forget(pool, volume, trash)
+        _log.debug("deleted volume %s from pool %s", volume, pool.spec.name)
 
     def _forget(self, pool: Pool, volume: VolumeId, trash: str) -> None:
         pool.forget(volume)
@@ -159,6 +178,9 @@ class Volumes:
     def _problem(self, pool: Pool, record: VolumeRecord) -> str:
         """What can be seen to be wrong with a volume's bytes."""
         try:
+            if record.adopted:
+                there = self._host.stat(record.adopted)
+                return "" if record.adopted_is(there) else lost(record, there)
             data = self._host.stat(pool.layout.data(record.id))
             image = self._host.stat(pool.layout.image(record.id))
         except SyscallFailed as error:
@@ -170,12 +192,13 @@ class Volumes:
             return f"its image has {found.size} bytes instead of {record.size}"
         return ""
 
-    def list(self, after: str, count: int) -> tuple[list[VolumeView], str]:
+    def list(self, after: str, count: int, *, ephemeral: bool = False) -> tuple[list[VolumeView], str]:
         """At most *count* volumes (0: all) in the order of their ids, beginning behind *after*.
 
-        The second value is where to go on, "" at the end.
+        The second value is where to go on, "" at the end. Those of a single pod are among them only with *ephemeral*.
         """
-        where = {volume: pool for pool in self._pools.all() for volume in pool.store.volumes()}
+        there = ((volume, pool) for pool in self._pools.all() for volume in pool.store.volumes())
+        where = {volume: pool for volume, pool in there if ephemeral or not is_ephemeral(volume)}
         ids = sorted(where)
         start = bisect.bisect_right(ids, after) if after else 0
         chosen = ids[start : start + count] if count else ids[start:]

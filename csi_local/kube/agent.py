@@ -58,8 +58,11 @@ class Agent:
         """Volumes that were made and whose making was not acknowledged yet, by their LocalVolume's name."""
         self._strays: dict[str, VolumeId] = {}
         """Volumes on disk that the cache has no LocalVolume of."""
+        self._again: set[str] = set()
+        """LocalVolumes whose removal failed, and that are tried again though nobody has asked again."""
         self._suspects: set[str] = set()
         """LocalVolumes whose health may be another than they say."""
+        self._unseen: Sequence[Surveyed] = ()
         self.cache.listen(self._seen)
 
     def start(self) -> None:
@@ -82,24 +85,35 @@ class Agent:
         """Why it does not know what is wanted now, or ""."""
         return "" if self.cache.connected_since is not None else "the Kubernetes API cannot be watched"
 
-    def _seen(self, name: str, _old: Object | None, new: Object | None) -> None:
-        if new is not None and not resources.answered(new):
+    def _seen(self, name: str, old: Object | None, new: Object | None) -> None:
+        just_released = old is not None and new is not None and _held(old) and not _held(new)
+        if new is not None and not just_released and not resources.answered(new):
             self._queue.add(name)
 
     def surveyed(self, found: Sequence[Surveyed]) -> None:
         """Compare what is on disk with what the LocalVolumes say; what differs is looked at, one by one."""
         if not self.cache.synced:
+            self._unseen = found
             return
         here = {resources.resource_name(one.view.id): one.view for one in found}
         for wanted in self.cache.items():
             name = resources.name_of(wanted)
             view = here.pop(name, None)
-            if _acknowledged(wanted) and _differs(wanted, "its data is gone" if view is None else view.problem):
+            if volume_resource.wanted_absent(wanted):
+                self._again.add(name)
+                self._queue.add(name)
+            elif _acknowledged(wanted) and _differs(wanted, "its data is gone" if view is None else view.problem):
                 self._suspects.add(name)
                 self._queue.add(name)
         for name, view in here.items():
             self._strays[name] = view.id
             self._queue.add(name)
+
+    def catch_up(self) -> None:
+        """Look at what was surveyed before it was known what is wanted."""
+        if self._unseen and self.cache.synced:
+            found, self._unseen = self._unseen, ()
+            self.surveyed(found)
 
     # --- one LocalVolume
 
@@ -109,10 +123,12 @@ class Agent:
         try:
             if wanted is None:
                 return self._without(name)
+            again = name in self._again
+            self._again.discard(name)
+            if volume_resource.wanted_absent(wanted) and (again or not resources.answered(wanted)):
+                return self._remove(name, wanted)
             if resources.answered(wanted):
                 return self._check(name, wanted)
-            if volume_resource.wanted_absent(wanted):
-                return self._remove(name, wanted)
             return self._provide(name, wanted)
         except (Conflict, NotFound):  # it has changed; the watch brings it
             return not self._is_fresh(name)
@@ -320,6 +336,11 @@ class Agent:
 def _acknowledged(wanted: Object) -> bool:
     """Whether somebody was ever told that the volume is there."""
     return bool(wanted.get("status", {}).get("volumeId"))
+
+
+def _held(wanted: Object) -> bool:
+    """Whether it must not go yet."""
+    return resources.FINALIZER in wanted["metadata"].get("finalizers", ())
 
 
 def _differs(wanted: Object, problem: str) -> bool:

@@ -153,6 +153,8 @@ class Cache:
                 _log.info("%s: listing again: %s", self._collection, error)
                 self._version, self._connected_since = "", None
             except DriverError as error:
+                if self._stopping.is_set():
+                    return
                 self._outage(error, pause)
                 self._stopping.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 (only so that not all come at once)
                 pause = min(_LONGEST_PAUSE_S, pause * 2)

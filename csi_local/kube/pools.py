@@ -10,7 +10,7 @@ from csi_local.engine.pools import Pools
 from csi_local.kube import pool_resource, resources
 from csi_local.kube.api import Api, Object
 from csi_local.kube.events import Events, about_node
-from csi_local.model.errors import AlreadyExists, DriverError, NotFound
+from csi_local.model.errors import AlreadyExists, DriverError, NotFound, Unavailable
 from csi_local.model.pool import PoolSpec, PoolView
 from csi_local.model.quantity import Bytes
 
@@ -26,6 +26,7 @@ _DRIFT_S = 60.0
 _BELIEVED_S = 300.0
 """Then it is asked what the API has: it may have been restored from a backup."""
 _DEAD_AFTER_S = 300.0
+_RETRY_S = 1.0
 
 
 class Beat:
@@ -64,17 +65,25 @@ class Beat:
         return f"nothing for {late:.0f} s" if late > self._every_s + _DEAD_AFTER_S else ""
 
     def _run(self) -> None:
+        failure = ""
         while not self._stopping.is_set():
             self._asked.clear()
-            try:
-                self._act()
-            except DriverError as error:
-                _log.info("%s: %s; again soon", self._thread.name, error)
-            except Exception:  # noqa: BLE001 (the thread must live; the log has it)
-                _log.exception("%s", self._thread.name)
+            before, failure = failure, self._try()
+            if failure and failure != before:
+                _log.info("%s: %s; trying again", self._thread.name, failure)
             self._acted = time.monotonic()
             self._stopping.wait(self._pause_s)
-            self._asked.wait(self._every_s)
+            self._asked.wait(min(_RETRY_S, self._every_s) if failure else self._every_s)
+
+    def _try(self) -> str:
+        try:
+            self._act()
+        except DriverError as error:
+            return str(error)
+        except Exception as error:  # noqa: BLE001 (the thread must live; the log has it)
+            _log.exception("%s", self._thread.name)
+            return repr(error)
+        return ""
 
 
 class NodeLease:
@@ -90,10 +99,10 @@ class NodeLease:
         """Say that the node is at work.
 
         Raises:
-            DriverError: nobody heard it.
+            DriverError: nobody heard it, or it is not so.
         """
-        if self._problem():
-            return
+        if problem := self._problem():
+            raise Unavailable(f"the lease is not renewed: {problem}")
         name = resources.lease_name(self._node)
         spec = {
             "holderIdentity": self._node,

@@ -6,7 +6,7 @@ room, ``pack`` the one with the least that is enough. Equal rooms go by name, so
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from csi_local.model.parameters import ClassParameters
 from csi_local.model.pool import PoolView, QuotaSupport
@@ -50,9 +50,11 @@ class Capacity:
     smallest: Bytes
 
 
-def place(parameters: ClassParameters, shape: Shape, size: Bytes, pools: Iterable[PoolView]) -> Placement:
-    """Choose a pool for a volume of *size* bytes."""
-    views = sorted(pools, key=lambda view: view.name)
+def place(
+    parameters: ClassParameters, shape: Shape, size: Bytes, pools: Iterable[PoolView], *, ephemeral: bool = False
+) -> Placement:
+    """Choose a pool for a volume of *size* bytes. An *ephemeral* one has what its pool keeps for such."""
+    views = sorted((_for_ephemeral(view) if ephemeral else view for view in pools), key=lambda view: view.name)
     reasons = {view.name: unfit(parameters, shape, view) or _too_small(parameters, size, view) for view in views}
     fitting = [view for view in views if not reasons[view.name]]
     pack = parameters.placement == "pack"
@@ -69,6 +71,11 @@ def place(parameters: ClassParameters, shape: Shape, size: Bytes, pools: Iterabl
         verdict = Verdict(pool=view.name, small=small, fits=not reasons[view.name], taken=taken, reason=reason)
         verdicts.append(verdict)
     return Placement(pool=chosen, verdicts=tuple(verdicts))
+
+
+def _for_ephemeral(view: PoolView) -> PoolView:
+    most = view.ephemeral_room
+    return replace(view, room=min(view.room, most), thin_room=min(view.thin_room, most))
 
 
 def capacity_of(parameters: ClassParameters, shape: Shape, pools: Iterable[PoolView]) -> Capacity:

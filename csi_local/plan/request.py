@@ -14,7 +14,9 @@ from csi_local.model.volume import (
     Filesystem,
     FormatState,
     MountAccess,
+    VolumeId,
     VolumeRecord,
+    ephemeral_id,
     volume_id,
 )
 from csi_local.plan import sizes
@@ -22,12 +24,23 @@ from csi_local.plan import sizes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeRequest:
-    """What CreateVolume, GetCapacity and ``explain`` ask for."""
+    """What CreateVolume, GetCapacity, ``explain`` and an inline ephemeral volume ask for.
+
+    Attributes:
+        name: of an ephemeral volume, its handle.
+        ephemeral: the path at which an ephemeral volume is wanted; "" for every other.
+    """
 
     name: str
     capacity: CapacityRange = field(default_factory=CapacityRange)
     capabilities: tuple[Capability, ...] = ()
     parameters: ClassParameters = field(default_factory=ClassParameters)
+    ephemeral: str = ""
+
+    @property
+    def id(self) -> VolumeId:
+        """The id of the volume asked for."""
+        return ephemeral_id(self.name) if self.ephemeral else volume_id(self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +127,7 @@ def new_record(request: VolumeRequest, *, now: int, project: int = 0, sector_siz
     loopfile = wanted.backend is BackendKind.LOOPFILE
     parameters = request.parameters
     return VolumeRecord(
-        id=volume_id(request.name),
+        id=request.id,
         name=request.name,
         size=sizes.deliverable(request.capacity, sizes.smallest(wanted.backend, wanted.filesystem)),
         backend=wanted.backend,
@@ -129,6 +142,7 @@ def new_record(request: VolumeRequest, *, now: int, project: int = 0, sector_siz
         sector_size=sector_size if loopfile else 0,
         created=now,
         format=FormatState.UNFORMATTED if loopfile and not wanted.block else FormatState.NONE,
+        ephemeral=request.ephemeral,
     )
 
 
@@ -138,6 +152,8 @@ def check_same(record: VolumeRecord, request: VolumeRequest) -> None:
     Raises:
         AlreadyExists: it asks for another size, kind or parameters; the message says which.
     """
+    if record.adopted:
+        raise _differs(record, "kind", f"adopted from {record.adopted}")
     wanted = shape(request.parameters, request.capabilities)
     limit = request.capacity.limit or record.size
     if not request.capacity.required <= record.size <= limit:
@@ -148,6 +164,8 @@ def check_same(record: VolumeRecord, request: VolumeRequest) -> None:
         raise _differs(record, "filesystem", str(record.filesystem))
     if dict(record.parameters) != dict(request.parameters.given):
         raise _differs(record, "parameters", str(dict(record.parameters)))
+    if record.ephemeral != request.ephemeral:
+        raise _differs(record, "target", record.ephemeral)
 
 
 def _differs(record: VolumeRecord, what: str, has: str) -> AlreadyExists:

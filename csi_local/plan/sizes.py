@@ -109,7 +109,9 @@ def rooms(spec: PoolSpec, seen: Room, promised: Promises, overhead: int = 0) -> 
 
 
 def weight(record: VolumeRecord) -> Promises:
-    """What one volume was promised."""
+    """What one volume was promised; an adopted directory's bytes are none of the pool's."""
+    if record.adopted:
+        return Promises()
     if record.backend is BackendKind.DIRECTORY:
         return Promises(directories=record.size)
     if record.allocation is Allocation.THIN:

@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from csi_local._proto import csi_pb2
 from csi_local.model import errors
+from csi_local.model.parameters import TOKENS
 from csi_local.model.text import on_one_line
 
 _log = logging.getLogger(__name__)
@@ -184,6 +185,9 @@ class _Shown:
         hidden = [name for name in secret_fields(copy) if len(getattr(copy, name))]
         for name in hidden:
             copy.ClearField(name)
+        context = getattr(copy, "volume_context", {})
+        if TOKENS in context:
+            context[TOKENS] = "***"
         return " ".join([" ".join(str(copy).split()), *(f"{name}: ***" for name in hidden)])
 
 

@@ -10,7 +10,7 @@ from csi_local._proto import csi_pb2
 from csi_local.engine.api import VolumeView
 from csi_local.model.accessibility import Accessibility
 from csi_local.model.errors import Busy, InvalidArgument, NotFound
-from csi_local.model.parameters import parse_parameters
+from csi_local.model.parameters import EPHEMERAL, parse_ephemeral, parse_parameters
 from csi_local.model.volume import AccessMode, BlockAccess, Capability, CapacityRange, MountAccess
 from csi_local.plan.request import VolumeRequest
 
@@ -136,6 +136,37 @@ def create_request(message: csi_pb2.CreateVolumeRequest) -> VolumeRequest:
         capacity=capacity_range(message.capacity_range),
         capabilities=capabilities(message.volume_capabilities),
         parameters=parse_parameters(dict(message.parameters)),
+    )
+
+
+def is_ephemeral(message: csi_pb2.NodePublishVolumeRequest) -> bool:
+    """Whether an inline ephemeral volume is asked for: the kubelet says so, where the CSIDriver object lets it.
+
+    Raises:
+        InvalidArgument: it says something else than true or false.
+    """
+    said = message.volume_context.get(EPHEMERAL, "false")
+    if said not in ("true", "false"):
+        raise InvalidArgument(f"{EPHEMERAL} {said!r} is neither true nor false")
+    return said == "true"
+
+
+def ephemeral_request(message: csi_pb2.NodePublishVolumeRequest) -> VolumeRequest:
+    """What NodePublishVolume asks for, where it is to make the volume.
+
+    Raises:
+        InvalidArgument: something is missing, unknown, or not a pod's to choose.
+    """
+    if message.staging_target_path:
+        raise InvalidArgument("an inline volume is never staged: staging_target_path must be empty")
+    given = message.HasField("volume_capability")
+    size, parameters = parse_ephemeral(dict(message.volume_context))
+    return VolumeRequest(
+        name=volume_id(message.volume_id),
+        capacity=CapacityRange(required=size),
+        capabilities=(required_capability(message.volume_capability, present=given),),
+        parameters=parameters,
+        ephemeral=path(message.target_path, "target_path"),
     )
 
 

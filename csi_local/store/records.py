@@ -2,7 +2,7 @@
 
 ::
 
-    {"layout": 1, "sha256": "<of the canonical volume object>", "volume": {…}}
+    {"layout": 2, "sha256": "<of the canonical volume object>", "volume": {…}}
 
 A record that does not parse, fails its checksum, speaks of another volume, or comes from a newer version is
 :class:`DamagedRecord`: that one volume is unavailable, and nothing is overwritten.
@@ -26,11 +26,13 @@ from csi_local.model.volume import (
     VolumeRecord,
 )
 
-LAYOUT = 1
+LAYOUT = 2
 """The version that this code writes."""
 
 Fields = dict[str, Any]
-MIGRATIONS: Mapping[int, Callable[[Fields], Fields]] = {}
+MIGRATIONS: Mapping[int, Callable[[Fields], Fields]] = {
+    1: lambda volume: {"ephemeral": "", "adopted": "", "adopted_inode": 0, "adopted_born": 0, **volume},
+}
 """From each older layout version to the next; a change of layout adds one."""
 
 

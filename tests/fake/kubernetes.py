@@ -1,8 +1,9 @@
 """A Kubernetes API on loopback: real HTTP over a dictionary, with the semantics that our client relies on.
 
-Resource versions, generations, the status subresource, finalizers, merge patches with preconditions, label selectors,
-watches with bookmarks, 409 and 410. And, on demand, what a real one does only on a bad day: outages, answers that are
-lost after the work is done, history that is gone, events that come twice or in another order, data from a backup.
+Resource versions, generations, the schemas of our custom resources, the status subresource, finalizers, merge patches
+with preconditions, label selectors, watches with bookmarks, 409 and 410. And, on demand, what a real one does only on a
+bad day: outages, answers that are lost after the work is done, history that is gone, events that come twice or in
+another order, data from a backup.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from csi_local.kube.credentials import Credentials
+from tests.fake.schemas import complaint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,8 +32,8 @@ Event = tuple[int, str, str, Object, Object | None]  # version, collection, type
 class Refused(Exception):
     """An answer that is no success."""
 
-    def __init__(self, status: int, reason: str) -> None:
-        super().__init__(reason)
+    def __init__(self, status: int, reason: str, message: str = "") -> None:
+        super().__init__(message or reason)
         self.status, self.reason = status, reason
 
 
@@ -66,6 +68,18 @@ class Kubernetes:
     def credentials(self) -> Credentials:
         """How to reach it."""
         return Credentials(server=f"http://127.0.0.1:{self._port}", token=self.token)
+
+    @property
+    def kubeconfig(self) -> str:
+        """The same as the content of a file."""
+        return json.dumps(
+            {
+                "current-context": "test",
+                "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}],
+                "clusters": [{"name": "test", "cluster": {"server": self.credentials.server}}],
+                "users": [{"name": "test", "user": {"token": self.token} if self.token else {}}],
+            }
+        )
 
     # --- bad days
 
@@ -192,7 +206,25 @@ class Kubernetes:
             after["metadata"]["generation"] += 1
             return self._store(collection, "MODIFIED", after, before)
 
+    def lose(self, collection: str, name: str) -> None:
+        """Have an object no longer, finalizers or not: what somebody does who edits, or restores, etcd."""
+        with self._changed:
+            before = self.get(collection, name)
+            self._remove(collection, copy.deepcopy(before), before)
+
+    def until(self, collection: str, name: str, condition: Callable[[Object | None], bool], seconds: float = 20) -> Any:  # noqa: ANN401 (an object, where the condition wants one)
+        """Wait for an object to be so, None where there is none; return it."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while not condition(found := self.objects.get(collection, {}).get(name)):
+                left = deadline - time.monotonic()
+                assert left > 0, f"{name} is still {json.dumps(found, indent=1)}"
+                self._changed.wait(left)
+            return copy.deepcopy(found)
+
     def _store(self, collection: str, kind: str, after: Object, before: Object | None) -> Object:
+        if wrong := complaint(collection.rpartition("/")[2], after):
+            raise Refused(422, "Invalid", wrong)
         self._version += 1
         after["metadata"]["resourceVersion"] = str(self._version)
         self.objects[collection][after["metadata"]["name"]] = after

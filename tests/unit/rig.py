@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from csi_local.engine.adopt import Adopter
+from csi_local.engine.ephemeral import Ephemeral
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pool, Pools
@@ -64,6 +66,7 @@ class Rig:
         for path in ("/pools", "/kubelet"):
             self.host.make_dirs(path)
         self.points: list[str] = []
+        self.max_volumes = 1000
         self._fatal = 0
 
     def start(self) -> None:
@@ -73,7 +76,9 @@ class Rig:
         locks, executor = KeyedLocks(), Executor(self.host, self._pass)
         self.volumes = Volumes(self.host, self.pools, executor, locks, self.sweeper, node=self.node_name)
         self.sizes = Sizes(self.host, self.pools, executor, locks)
-        self.publisher = Publisher(self.host, self.pools, executor, locks, 1000)
+        self.publisher = Publisher(self.host, self.pools, executor, locks, self.max_volumes)
+        self.adopter = Adopter(self.host, self.pools, executor, lambda: 1.0)
+        self.ephemeral = Ephemeral(self.host, self.pools, locks, self.volumes, self.publisher)
         self.pools.open()
         self.publisher.take_over()
         self.sweeper.start()

@@ -15,7 +15,7 @@ from csi_local.kube.api import Api
 from csi_local.kube.cache import Cache
 from csi_local.kube.nodes import Nodes
 from csi_local.kube.remote import Remote
-from csi_local.kube.volume_resource import adopted_volume, capacity_range
+from csi_local.kube.volume_resource import adopted_volume, capacity_range, health_status
 from csi_local.model.accessibility import Accessibility
 from csi_local.model.errors import (
     AlreadyExists,
@@ -434,8 +434,9 @@ class TestLook:
         cluster.node("a")
         controller = cluster.controller()
         controller.create(request(), PATIENCE_S)
-        news = [{"type": "Healthy", "status": "False", "reason": "Damaged", "message": "its data is gone"}]
-        cluster.server.patch(resources.VOLUMES, "pvc-1", {"status": {"conditions": news}}, status=True)
+        patch = health_status(cluster.volumes()[0], "its data is gone", now=resources.timestamp(time.time()))
+        assert patch is not None
+        cluster.server.patch(resources.VOLUMES, "pvc-1", patch, status=True)
         cluster.soon(lambda: controller.get("pvc-1").problem == "its data is gone")
 
     def test_adopted(self, cluster: Cluster) -> None:

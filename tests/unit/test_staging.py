@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from csi_local.model.errors import AlreadyExists, DriverError, FailedPrecondition
+from csi_local.model.errors import AlreadyExists, Busy, DriverError, FailedPrecondition
 from csi_local.model.mount_options import MountOptions
 from csi_local.model.observed import FileInfo, FileKind, LoopDevice, Signature
 from csi_local.model.operations import (
@@ -20,6 +20,7 @@ from csi_local.model.operations import (
     MakeTargetDirectory,
     MountDevice,
     ResizeImage,
+    SyncDirectory,
     Unmount,
     WriteRecord,
 )
@@ -202,22 +203,24 @@ def good(**changes: object) -> StagingSeen:
 
 
 def test_mounted() -> None:
-    assert kinds(planned(volume(), good())) == [Attach, MountDevice]
-    assert kinds(planned(volume(), good(path=None))) == [MakeTargetDirectory, Attach, MountDevice]
+    assert kinds(planned(volume(), good())) == [SyncDirectory, Attach, MountDevice]
+    made = [MakeTargetDirectory, SyncDirectory, Attach, MountDevice]
+    assert kinds(planned(volume(), good(path=None))) == made
 
 
 @pytest.mark.parametrize(
     ("filesystem", "expected"),
     [
-        (Filesystem.EXT4, [Attach, GrowUnmounted, MountDevice, ResizeImage]),
-        (Filesystem.XFS, [Attach, MountDevice, GrowMounted, ResizeImage]),
-        (Filesystem.BTRFS, [Attach, MountDevice, GrowMounted, ResizeImage]),
+        (Filesystem.EXT4, [GrowUnmounted, MountDevice, ResizeImage]),
+        (Filesystem.XFS, [MountDevice, GrowMounted, ResizeImage]),
+        (Filesystem.BTRFS, [MountDevice, GrowMounted, ResizeImage]),
     ],
 )
 def test_grown_where_it_is_smaller(filesystem: Filesystem, expected: list[type[Operation]]) -> None:
     seen = good(signature=Signature(type=filesystem, uuid=OLD), filesystem_size=Bytes(SIZE // 2))
-    assert kinds(planned(volume(filesystem=filesystem), seen)) == expected
-    assert kinds(planned(volume(filesystem=filesystem), seen, frozenset({"ro"}))) == [Attach, MountDevice]
+    attached: list[type[Operation]] = [SyncDirectory, Attach]
+    assert kinds(planned(volume(filesystem=filesystem), seen)) == [*attached, *expected]
+    assert kinds(planned(volume(filesystem=filesystem), seen, frozenset({"ro"}))) == [*attached, MountDevice]
 
 
 def test_an_xfs_may_be_a_copy() -> None:
@@ -298,3 +301,13 @@ def test_unstage(
             unstage(PATH, ours=ours, loops=loops, others=others, published=others)
     else:
         assert kinds(unstage(PATH, ours=ours, loops=loops, others=others, published=())) == expected
+
+
+@pytest.mark.parametrize("filesystem", Filesystem)
+def test_mkfs_of_a_dead_driver_is_waited_for(filesystem: Filesystem) -> None:
+    """It still has the device; the same call succeeds once it has ended, so it is no state that anybody must change."""
+    seen = StagingSeen(path=info(FileKind.DIRECTORY), bytes_there=info(FileKind.FILE), loops=(LOOP,))
+    with pytest.raises(Busy, match=r"/dev/loop1 is still being formatted"):
+        planned(volume(FormatState.FORMATTING, filesystem), seen)
+    with pytest.raises(FailedPrecondition, match="not formatted yet, but /dev/loop1"):
+        planned(volume(FormatState.UNFORMATTED, filesystem), seen)
