@@ -130,15 +130,11 @@ class Agent:
             if resources.answered(wanted):
                 return self._check(name, wanted)
             return self._provide(name, wanted)
-        except (Conflict, NotFound):  # it has changed; the watch brings it
-            return not self._is_fresh(name)
+        except (Conflict, NotFound):  # it has changed, perhaps by this very work, whose answer was lost: look again
+            return False
         except Unavailable as error:
             _log.info("LocalVolume %s waits: %s", name, error)
             return False
-
-    def _is_fresh(self, name: str) -> bool:
-        with self._guard:
-            return name in self._fresh
 
     def _provide(self, name: str, wanted: Object) -> bool:
         began = time.perf_counter()
