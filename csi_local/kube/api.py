@@ -33,6 +33,7 @@ from csi_local.model.errors import (
 )
 
 _log = logging.getLogger(__name__)
+_DICE = random.Random()  # noqa: S311 (only so that not all come back at once)
 
 Object = dict[str, Any]
 """An object of the API, as its JSON has it."""
@@ -173,7 +174,7 @@ class Api:
             status, content, retry_s = self._request(method, path, data)
         deadline = time.monotonic() + REQUEST_S
         while status == http.client.TOO_MANY_REQUESTS and time.monotonic() + retry_s < deadline:
-            time.sleep(retry_s * random.uniform(0.5, 1.0))  # noqa: S311 (only so that not all come back at once)
+            time.sleep(retry_s * _DICE.uniform(0.5, 1.0))
             status, content, retry_s = self._request(method, path, data)
         if status >= http.client.BAD_REQUEST:
             raise _error(status, content)
