@@ -10,11 +10,13 @@ from pathlib import Path
 from types import FrameType
 
 from csi_local.config import Config
+from csi_local.engine.copies import Copies
 from csi_local.engine.execute import CrashPoint, Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pools
 from csi_local.engine.publish import Publisher
 from csi_local.engine.sizes import Sizes
+from csi_local.engine.snapshots import Snapshots
 from csi_local.engine.sweeper import Sweeper
 from csi_local.engine.volumes import Volumes
 from csi_local.host.api import Host
@@ -28,6 +30,7 @@ from csi_local.rpc.server import Server
 
 _log = logging.getLogger(__name__)
 _ARENAS = 2
+_COPIES_END_WITHIN_S = 5.0
 
 
 class Engine:
@@ -38,9 +41,11 @@ class Engine:
         self.sweeper = Sweeper(host, self.pools)
         locks = KeyedLocks()
         executor = Executor(host, crash_point(config.crash_point))
-        self.volumes = Volumes(host, self.pools, executor, locks, self.sweeper)
+        self.copies = Copies()
+        self.volumes = Volumes(host, self.pools, executor, locks, self.sweeper, self.copies)
+        self.snapshots = Snapshots(host, self.pools, executor, locks, self.sweeper, self.copies)
         self.sizes = Sizes(host, self.pools, executor, locks)
-        self.publisher = Publisher(host, self.pools, executor, locks, config.max_volumes)
+        self.publisher = Publisher(host, self.pools, executor, locks, self.copies, config.max_volumes)
 
 
 def serve(config: Config) -> None:
@@ -58,7 +63,7 @@ def serve(config: Config) -> None:
     node = config.node_id
     services = (
         Identity(engine.pools),
-        Controller(engine.volumes, engine.sizes, node),
+        Controller(engine.volumes, engine.sizes, engine.snapshots, node, get_snapshot=config.get_snapshot),
         Node(engine.publisher, engine.sizes, node, config.max_volumes),
     )
     server = Server(config.endpoint, services)
@@ -73,6 +78,7 @@ def serve(config: Config) -> None:
         stop()
         _log.info("stopping")
         server.stop()
+        engine.copies.stop(_COPIES_END_WITHIN_S)
         engine.sweeper.stop()
     finally:
         engine.pools.close()

@@ -52,10 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--endpoint", help=f"where to listen ({config.DEFAULT_ENDPOINT})")
     serve.add_argument("--node-id", help="this node's name (the host's name)")
     serve.add_argument("--max-volumes", help=f"volumes staged at once; 0: no limit ({config.DEFAULT_MAX_VOLUMES})")
+    serve.add_argument("--get-snapshot", choices=("yes", "no"), help="offer GetSnapshot, an alpha feature of CSI (no)")
     serve.add_argument("--log-level", choices=config.LOG_LEVELS, help="how much to log on stderr (info)")
     serve.add_argument("--log-format", choices=config.LOG_FORMATS, help="text or JSON lines (text)")
     pools = _command(commands, "pools", "show each pool, its room and what it can do", _pools)
     volumes = _command(commands, "volumes", "show each volume and where it is mounted", _volumes)
+    snapshots = _command(commands, "snapshots", "show each snapshot, of what and how large", _snapshots)
     explain = _command(commands, "explain", "show for a request why each pool is taken or passed over", _explain)
     explain.add_argument("--size", default="1Gi", help="how large (1Gi)")
     explain.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="a StorageClass parameter")
@@ -69,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--repair", action="store_true", help="mend in the pools what is safe to mend; no driver may run"
     )
-    for shown in (pools, volumes, explain, doctor):
+    for shown in (pools, volumes, snapshots, explain, doctor):
         shown.add_argument(
             "--output", choices=("table", "json"), default="table", help="for people or programs (table)"
         )
@@ -113,6 +115,12 @@ def _volumes(arguments: argparse.Namespace, flags: dict[str, object]) -> int:
     from csi_local import show  # noqa: PLC0415
 
     return show.volumes(config.load(flags), arguments.output)
+
+
+def _snapshots(arguments: argparse.Namespace, flags: dict[str, object]) -> int:
+    from csi_local import show  # noqa: PLC0415
+
+    return show.snapshots(config.load(flags), arguments.output)
 
 
 def _explain(arguments: argparse.Namespace, flags: dict[str, object]) -> int:

@@ -30,6 +30,7 @@ class Config:
         node_id: this node's name; also its topology value, so at most 63 characters.
         run_dir: where pools of kind image and device are mounted.
         max_volumes: how many volumes may be staged here at once; 0 for no limit.
+        get_snapshot: whether GetSnapshot is offered, which older side-cars and csi-sanity do not know.
         crash_point: for tests: ``trace:FILE`` or ``kill:NAME`` (``app.crash_point``).
     """
 
@@ -40,6 +41,7 @@ class Config:
     max_volumes: int
     log_level: str
     log_format: str
+    get_snapshot: bool = False
     crash_point: str = ""
 
 
@@ -66,6 +68,7 @@ def load(flags: Mapping[str, Any]) -> Config:
         max_volumes=_limit(values.get("max_volumes", DEFAULT_MAX_VOLUMES)),
         log_level=_choice(values.get("log_level", "info"), LOG_LEVELS, "log level"),
         log_format=_choice(values.get("log_format", "text"), LOG_FORMATS, "log format"),
+        get_snapshot=_choice(values.get("get_snapshot", "no"), ("yes", "no"), "get snapshot") == "yes",
         crash_point=os.environ.get("CSI_LOCAL_CRASH_POINT", ""),
     )
 
@@ -86,6 +89,7 @@ _KEYS = {
     "pools": "pool",
     "rundir": "run_dir",
     "maxvolumes": "max_volumes",
+    "getsnapshot": "get_snapshot",
     "loglevel": "log_level",
     "logformat": "log_format",
 }
@@ -106,7 +110,7 @@ def _read(path: str) -> dict[str, Any]:
     for name, value in content.items():
         key = _KEYS.get(str(name).replace("-", "").replace("_", "").lower())
         if key is None or key in values:
-            known = "endpoint, nodeId, pools, runDir, maxVolumes, logLevel, logFormat"
+            known = "endpoint, nodeId, pools, runDir, maxVolumes, getSnapshot, logLevel, logFormat"
             raise InvalidArgument(f"configuration {path}: {name!r} is unknown or given twice; there are {known}")
         values[key] = value
     if not isinstance(values.get("pool", []), list):

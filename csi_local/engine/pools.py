@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -23,8 +23,10 @@ from csi_local.model.errors import (
 from csi_local.model.observed import Usage
 from csi_local.model.pool import Abilities, Media, PoolSpec, PoolView
 from csi_local.model.quantity import Bytes
+from csi_local.model.snapshot import GroupId, SnapshotId, SnapshotRecord
 from csi_local.model.volume import BackendKind, QuotaMode, VolumeId, VolumeRecord, known_id
 from csi_local.plan import sizes
+from csi_local.plan.copying import within_reach
 from csi_local.plan.sizes import Promises
 from csi_local.store.layout import NEW, Layout
 from csi_local.store.pool_store import PoolStore
@@ -49,7 +51,7 @@ class Pool:
         self._identity = host.stat(root)
         self._host = host
         self._guard = threading.Lock()
-        self._weights: dict[VolumeId, Promises] = {}
+        self._weights: dict[str, Promises] = {}
         self._sum = Promises()
         self._overhead = 0
         self._projects: set[int] = set()
@@ -65,6 +67,20 @@ class Pool:
             for record in readers.map(self._read, self.store.volumes()):
                 if record is not None:
                     self._keep(record)
+            for snapshot in readers.map(self._read_snapshot, self.store.snapshots.all()):
+                if snapshot is not None:
+                    self._replace(_key(snapshot), sizes.snapshot_weight(snapshot, shares=self._shares))
+
+    @property
+    def _shares(self) -> bool:
+        return within_reach(self.abilities)
+
+    def _read_snapshot(self, snapshot: SnapshotId) -> SnapshotRecord | None:
+        try:
+            return self.store.snapshots.load(snapshot)
+        except (DamagedRecord, NotFound) as error:
+            _log.error("%s", error)
+            return None
 
     def _read(self, volume: VolumeId) -> VolumeRecord | None:
         try:
@@ -73,17 +89,18 @@ class Pool:
             _log.error("%s", error)
             return None
 
-    def _replace(self, volume: VolumeId, weight: Promises | None) -> None:
-        for sign, one in ((-1, self._weights.pop(volume, Promises())), (1, weight or Promises())):
+    def _replace(self, key: str, weight: Promises | None) -> None:
+        for sign, one in ((-1, self._weights.pop(key, Promises())), (1, weight or Promises())):
             self._sum = Promises(
                 reserved=self._sum.reserved + sign * one.reserved,
                 pending=self._sum.pending + sign * one.pending,
                 directories=self._sum.directories + sign * one.directories,
                 written=self._sum.written,
                 thin=self._sum.thin + sign * one.thin,
+                shared=self._sum.shared + sign * one.shared,
             )
         if weight is not None:
-            self._weights[volume] = weight
+            self._weights[key] = weight
 
     @contextmanager
     def promising(self, record: VolumeRecord) -> Iterator[None]:
@@ -92,41 +109,59 @@ class Pool:
         Raises:
             ResourceExhausted: somebody else got the room meanwhile.
         """
-        weight = sizes.weight(record)
+        with self._promising(record.id, self._weight(record), lambda: self.store.exists(record.id)):
+            yield
+        self._keep(record)
+
+    @contextmanager
+    def promising_snapshot(self, record: SnapshotRecord) -> Iterator[None]:
+        """Promise a snapshot its room while it is made; the promise stays where that succeeds.
+
+        Raises:
+            ResourceExhausted: there is not so much.
+        """
+        weight = sizes.snapshot_weight(record, shares=self._shares)
+        with self._promising(_key(record), weight, lambda: self.store.snapshots.exists(record.id)):
+            yield
+
+    @contextmanager
+    def _promising(self, key: str, weight: Promises, made: Callable[[], bool]) -> Iterator[None]:
         with self._guard:
-            before = self._weights.get(record.id)
+            before = self._weights.get(key)
             more = weight.total - (before.total if before else 0)
             room, thin_room = sizes.rooms(self.spec, self._host.room(self.root), self._sum, self._overhead)
             if more > (thin_room if weight.thin else room):
                 raise ResourceExhausted(f"pool {self.spec.name} has no room for another {max(more, 0)} bytes")
-            self._replace(record.id, dataclasses.replace(weight, pending=more if weight.reserved else 0))
+            self._replace(key, dataclasses.replace(weight, pending=more if weight.reserved else 0))
         try:
             yield
         except BaseException:
-            if before is None and self.store.exists(record.id):  # it failed after the commit
-                self._keep(record)
-                raise
+            kept = weight if before is None and made() else before  # it may have failed after the commit
             with self._guard:
-                self._replace(record.id, before)
+                self._replace(key, kept)
             raise
-        self._keep(record)
+        with self._guard:
+            self._replace(key, weight)
 
     def _keep(self, record: VolumeRecord) -> None:
         with self._guard:
-            self._replace(record.id, sizes.weight(record))
+            self._replace(record.id, self._weight(record))
             self._projects.add(record.project)
 
-    def forget(self, record_id: VolumeId) -> None:
-        """Take back what a volume was promised: it is gone."""
+    def _weight(self, record: VolumeRecord) -> Promises:
+        return sizes.weight(record, shares=self._shares)
+
+    def forget(self, gone: VolumeId | SnapshotRecord) -> None:
+        """Take back what a volume or snapshot was promised: it is gone."""
         with self._guard:
-            self._replace(record_id, None)
+            self._replace(_key(gone) if isinstance(gone, SnapshotRecord) else gone, None)
 
     def sample(self) -> None:
         """See how much of what directory volumes were promised has been written."""
         written = 0
         for volume in [key for key, weight in list(self._weights.items()) if weight.directories]:
             with suppress(DriverError):
-                record = self.store.load(volume)
+                record = self.store.load(VolumeId(volume))
                 if record.quota is QuotaMode.HARD:
                     written += min(self.usage_of(record).used, record.size)
         with self._guard:
@@ -135,11 +170,12 @@ class Pool:
     def measure_overhead(self) -> None:
         """See what the filesystem keeps for itself, while nothing is being made: all that is taken and not by volumes.
 
-        Where there are directory volumes it counts as nothing, since adding them up would hold up the start.
+        Where there are directory volumes it counts as nothing, since adding them up would hold up the start; and where
+        images share blocks, which count in each of them.
         """
-        if self._sum.directories:
+        if self._sum.directories or self._sum.shared:
             return
-        images = [self.layout.image(volume) for volume in self._weights]
+        images = [self.layout.image(volume) for volume in self.store.volumes()]
         images += [f"{leftover}/disk.img" for leftover in self.store.leftovers()]
         allocated = sum(image.allocated for path in images if (image := self._host.stat(path)) is not None)
         seen = self._host.room(self.root)
@@ -198,6 +234,11 @@ class Pool:
             while number in self._projects:
                 number += 1
         return number
+
+
+def _key(record: SnapshotRecord) -> str:
+    """Under what a snapshot's promise is kept: no volume's id holds a colon."""
+    return f"snapshot:{record.id}"
 
 
 def _is_gone(pool: Pool) -> bool:
@@ -279,7 +320,7 @@ class Pools:
         for path in [] if self._visiting else pool.store.leftovers():
             name = path.rpartition("/")[2]
             if name.startswith(NEW):  # out of the way of a retry; the sweeper takes it from there
-                self._host.rename(path, pool.store.unused_trash(VolumeId(name.removeprefix(NEW))))
+                self._host.rename(path, pool.store.unused_trash(name.removeprefix(NEW)))
         pool.load_promises()
         pool.measure_overhead()
         self._open[spec.name] = pool
@@ -324,25 +365,25 @@ class Pools:
         Raises:
             FailedPrecondition: two have: one was missing when the other's was made.
         """
-        return self._only(volume, self._search(volume)[0])
+        return self._only(f"volume {volume}", self._search(lambda pool: pool.store.exists(volume))[0])
 
     @staticmethod
-    def _only(volume: VolumeId, found: list[Pool]) -> Pool | None:
+    def _only(what: str, found: list[Pool]) -> Pool | None:
         if len(found) > 1:
             names = " and ".join(pool.spec.name for pool in found)
             raise FailedPrecondition(
-                f"volume {volume} is in the pools {names}; nobody but you can tell which is right: move the other's"
+                f"{what} is in the pools {names}; nobody but you can tell which is right: move the other's"
                 " directory out of its pool"
             )
         return found[0] if found else None
 
-    def _search(self, volume: VolumeId) -> tuple[list[Pool], dict[str, str]]:
-        """The pools that have the volume, and those that cannot say, with the reason: a failing disk is one pool's."""
+    def _search(self, has: Callable[[Pool], bool]) -> tuple[list[Pool], dict[str, str]]:
+        """The pools that have something, and those that cannot say, with the reason: a failing disk is one pool's."""
         found, failing = [], {}
         for pool in self.all():
             for last in (False, True):  # asked twice: an error that passes must not hide a volume
                 try:
-                    if pool.store.exists(volume):
+                    if has(pool):
                         found.append(pool)
                     break
                 except HostError as error:
@@ -370,11 +411,38 @@ class Pools:
         volume = known_id(shown)
         if volume is None:
             raise NotFound(f"there is no volume {shown!r} on this node")
-        found, failing = self._search(volume)
-        if (pool := self._only(volume, found)) is not None:
-            return pool, volume
+        return self._find(f"volume {shown!r}", lambda pool: pool.store.exists(volume)), volume
+
+    def find_snapshot(self, shown: str) -> tuple[Pool, SnapshotId]:
+        """The pool that has the snapshot with that id.
+
+        Raises:
+            NotFound: none has.
+            Unavailable: none has, but one is missing that might.
+        """
+        if known_id(shown) is None:
+            raise NotFound(f"there is no snapshot {shown!r} on this node")
+        snapshot = SnapshotId(shown)
+        return self._find(f"snapshot {shown!r}", lambda pool: pool.store.snapshots.exists(snapshot)), snapshot
+
+    def find_group(self, shown: str) -> tuple[Pool, GroupId]:
+        """The pool that has the group with that id.
+
+        Raises:
+            NotFound: none has.
+            Unavailable: none has, but one is missing that might.
+        """
+        if known_id(shown) is None:
+            raise NotFound(f"there is no group {shown!r} on this node")
+        group = GroupId(shown)
+        return self._find(f"group {shown!r}", lambda pool: pool.store.snapshots.group_exists(group)), group
+
+    def _find(self, what: str, has: Callable[[Pool], bool]) -> Pool:
+        found, failing = self._search(has)
+        if (pool := self._only(what, found)) is not None:
+            return pool
         self._let_go()
         if unknown := {**self._missing, **failing}:
             missing = "; ".join(f"{name}: {why}" for name, why in unknown.items())
-            raise Unavailable(f"volume {shown!r} is in none of the open pools, but not all are open ({missing})")
-        raise NotFound(f"there is no volume {shown!r} on this node")
+            raise Unavailable(f"{what} is in none of the open pools, but not all are open ({missing})")
+        raise NotFound(f"there is no {what} on this node")

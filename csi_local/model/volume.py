@@ -149,6 +149,7 @@ class VolumeRecord:
         sector_size: logical block size of the loop device, fixed for the volume's life.
         created: seconds since the epoch.
         fs_uuid: of the filesystem made, or, while ``formatting``, about to be made.
+        source: what it was made from, as ``snapshot/<id>`` or ``volume/<id>``; "" where it began empty.
     """
 
     id: VolumeId
@@ -167,6 +168,7 @@ class VolumeRecord:
     created: int = 0
     format: FormatState = FormatState.NONE
     fs_uuid: str = ""
+    source: str = ""
 
     @property
     def thick(self) -> bool:
@@ -174,17 +176,17 @@ class VolumeRecord:
         return self.allocation is Allocation.THICK
 
 
-def check_name(name: str) -> str:
-    """*name*, where it can be a volume's name.
+def check_name(name: str, of: str = "volume") -> str:
+    """*name*, where it can be that of a volume (or *of* something else).
 
     Raises:
         InvalidArgument: it is empty, too long, or holds control characters other than white space
             (CSI specification, CreateVolume).
     """
     if not name:
-        raise InvalidArgument("the volume has no name")
+        raise InvalidArgument(f"the {of} has no name")
     if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME:
-        raise InvalidArgument(f"the volume's name is longer than {MAX_NAME} bytes")
+        raise InvalidArgument(f"the {of}'s name is longer than {MAX_NAME} bytes")
     if _CONTROL.search(name):
-        raise InvalidArgument("the volume's name holds control characters")
+        raise InvalidArgument(f"the {of}'s name holds control characters")
     return name

@@ -4,12 +4,16 @@ import base64
 import binascii
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from csi_local._proto import csi_pb2
+from csi_local.engine.snapshots import SnapshotView
 from csi_local.engine.volumes import VolumeView
-from csi_local.model.errors import Busy, InvalidArgument, NotFound, ResourceExhausted
+from csi_local.model.errors import Busy, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from csi_local.model.parameters import parse_parameters
+from csi_local.model.snapshot import ContentSource, SnapshotRequest, SourceKind, parse_source
 from csi_local.model.volume import AccessMode, BlockAccess, Capability, CapacityRange, MountAccess
 from csi_local.plan.request import VolumeRequest
 
@@ -18,6 +22,8 @@ _Mode = csi_pb2.VolumeCapability.AccessMode.Mode
 _GROUP = re.compile(r"[0-9]{1,10}")
 _MAX_GID = 2**32 - 2
 _AFTER = "after:"
+_SNAPSHOT_LABELS = "csi.storage.k8s.io/volume"
+"""How the names begin of what the snapshotter adds with ``--extra-create-metadata``; kept for people."""
 
 
 def volume_id(text: str) -> str:
@@ -126,8 +132,6 @@ def create_request(message: csi_pb2.CreateVolumeRequest) -> VolumeRequest:
     """
     if not message.name:
         raise InvalidArgument("name is missing")
-    if message.HasField("volume_content_source"):
-        raise InvalidArgument("volumes from snapshots or other volumes are not in this version")
     if message.mutable_parameters:
         raise InvalidArgument(f"unknown mutable parameter {min(message.mutable_parameters)!r}; there are none")
     return VolumeRequest(
@@ -135,7 +139,84 @@ def create_request(message: csi_pb2.CreateVolumeRequest) -> VolumeRequest:
         capacity=capacity_range(message.capacity_range),
         capabilities=capabilities(message.volume_capabilities),
         parameters=parse_parameters(dict(message.parameters)),
+        source=content_source(message.volume_content_source) if message.HasField("volume_content_source") else None,
     )
+
+
+def content_source(message: csi_pb2.VolumeContentSource) -> ContentSource:
+    """What a volume is to be made from.
+
+    Raises:
+        InvalidArgument: it names neither a snapshot nor a volume.
+    """
+    kind = message.WhichOneof("type")
+    identifier = {"snapshot": message.snapshot.snapshot_id, "volume": message.volume.volume_id}.get(kind or "", "")
+    if kind is None or not identifier:
+        raise InvalidArgument("volume_content_source names neither a snapshot nor a volume")
+    return ContentSource(kind=SourceKind(kind), id=identifier)
+
+
+def snapshot_request(message: csi_pb2.CreateSnapshotRequest) -> SnapshotRequest:
+    """What CreateSnapshot asks for.
+
+    Raises:
+        InvalidArgument: something is missing or unknown.
+    """
+    if not message.name:
+        raise InvalidArgument("name is missing")
+    if not message.source_volume_id:
+        raise InvalidArgument("source_volume_id is missing")
+    labels = snapshot_labels(message.parameters)
+    return SnapshotRequest(name=message.name, source=message.source_volume_id, labels=labels)
+
+
+def snapshot_labels(parameters: Mapping[str, str]) -> dict[str, str]:
+    """What the snapshotter says of a snapshot; there are no other parameters.
+
+    Raises:
+        InvalidArgument: there are.
+    """
+    unknown = sorted(name for name in parameters if not name.startswith(_SNAPSHOT_LABELS))
+    if unknown:
+        raise InvalidArgument(f"unknown snapshot class parameter {unknown[0]!r}; there are none")
+    return dict(parameters)
+
+
+def snapshot_id(text: str) -> str:
+    """A snapshot id that is there.
+
+    Raises:
+        InvalidArgument: it is empty.
+    """
+    if not text:
+        raise InvalidArgument("snapshot_id is missing")
+    return text
+
+
+def snapshot(view: SnapshotView) -> csi_pb2.Snapshot:
+    """A snapshot as CSI shows it.
+
+    Raises:
+        FailedPrecondition: its record cannot be believed.
+    """
+    if view.record is None:
+        raise FailedPrecondition(view.problem)
+    record = view.record
+    return csi_pb2.Snapshot(
+        snapshot_id=record.id,
+        source_volume_id=record.source,
+        size_bytes=record.volume.size,
+        creation_time=moment(record.created),
+        ready_to_use=view.ready,
+        group_snapshot_id=record.group,
+    )
+
+
+def moment(nanoseconds: int) -> Timestamp:
+    """A time since the epoch."""
+    found = Timestamp()
+    found.FromNanoseconds(nanoseconds)
+    return found
 
 
 def check_accessible(requirement: csi_pb2.TopologyRequirement, node: str) -> None:
@@ -164,6 +245,11 @@ def volume(view: VolumeView, node: str) -> csi_pb2.Volume:
     if view.record is not None:
         message.capacity_bytes = view.record.size
         message.volume_context.update(context(view))
+        source = parse_source(view.record.source)
+        if source is not None and source.kind is SourceKind.SNAPSHOT:
+            message.content_source.snapshot.snapshot_id = source.id
+        elif source is not None:
+            message.content_source.volume.volume_id = source.id
     return message
 
 

@@ -140,7 +140,7 @@ class TestRecords:
             (lambda _: b"", "empty"),
             (lambda data: data[: len(data) // 2], "cannot be parsed"),
             (lambda data: data.replace(b"67108864", b"67108865"), "checksum"),
-            (lambda data: data.replace(b'"layout":1', b'"layout":99'), "newer"),
+            (lambda data: data.replace(b'"layout":2', b'"layout":99'), "newer"),
         ],
     )
     def test_spoilt(self, bench: Bench, spoil: Callable[[bytes], bytes], words: str) -> None:

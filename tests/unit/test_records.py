@@ -45,6 +45,7 @@ RECORDS = st.builds(
     created=st.integers(min_value=0, max_value=1 << 40),
     format=st.sampled_from(FormatState),
     fs_uuid=TEXTS,
+    source=st.sampled_from(["", "snapshot/daily", "volume/pvc-1"]),
 )
 RECORD = VolumeRecord(
     id=VolumeId("pvc-1"),
@@ -138,11 +139,11 @@ def resealed(**changes: object) -> bytes:
     return json.dumps(document).encode()
 
 
-@pytest.mark.parametrize("layout", [2, 99, 0, -1, "1", None, 1.5])
+@pytest.mark.parametrize("layout", [3, 99, 0, -1, "1", None, 1.5])
 def test_another_layout(layout: object) -> None:
     document = json.loads(DATA) | {"layout": layout}
     message = damaged(json.dumps(document).encode())
-    if layout in (2, 99):
+    if layout in (3, 99):
         assert "upgrade" in message
 
 
