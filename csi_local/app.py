@@ -12,6 +12,7 @@ from types import FrameType
 from csi_local.config import Config
 from csi_local.engine.copies import Copies
 from csi_local.engine.execute import CrashPoint, Executor
+from csi_local.engine.groups import Groups
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pools
 from csi_local.engine.publish import Publisher
@@ -24,6 +25,7 @@ from csi_local.host.cpus import OneCpu
 from csi_local.host.linux import LinuxHost
 from csi_local.host.syscalls import limit_arenas
 from csi_local.rpc.controller import Controller
+from csi_local.rpc.group import GroupController
 from csi_local.rpc.identity import Identity
 from csi_local.rpc.node import Node
 from csi_local.rpc.server import Server
@@ -44,6 +46,7 @@ class Engine:
         self.copies = Copies()
         self.volumes = Volumes(host, self.pools, executor, locks, self.sweeper, self.copies)
         self.snapshots = Snapshots(host, self.pools, executor, locks, self.sweeper, self.copies)
+        self.groups = Groups(host, self.pools, executor, locks, self.sweeper, self.copies)
         self.sizes = Sizes(host, self.pools, executor, locks)
         self.publisher = Publisher(host, self.pools, executor, locks, self.copies, config.max_volumes)
 
@@ -64,6 +67,7 @@ def serve(config: Config) -> None:
     services = (
         Identity(engine.pools),
         Controller(engine.volumes, engine.sizes, engine.snapshots, node, get_snapshot=config.get_snapshot),
+        GroupController(engine.groups),
         Node(engine.publisher, engine.sizes, node, config.max_volumes),
     )
     server = Server(config.endpoint, services)

@@ -40,6 +40,8 @@ _QUOTA_ENABLE_FULL, _QUOTA_ENABLE_SIMPLE = 1, 4
 _LIMIT_REFERENCED = 1
 _SUBVOLUME_ROOT = 256
 _UNLIMITED = 2**64 - 1
+BTRFS_MAGIC = 0x9123683E
+"""What statfs(2) calls a btrfs (linux/magic.h)."""
 
 
 # --- quota projects
@@ -198,6 +200,14 @@ def destroy_subvolume(path: str, identifier: int) -> None:
         ioctl(fd, _SNAP_DESTROY_V2, _named(name), f"destroy subvolume {path}")
         with suppress(SyscallFailed):  # the kernel removes it with the subvolume where it can
             ioctl(fd, _QGROUP_CREATE, bytearray(struct.pack("=2Q", 0, identifier)), "remove a limit")
+
+
+def destroy_if_subvolume(path: str) -> None:
+    """Destroy what is at a path where that is a subvolume."""
+    with opened(path, _DIRECTORY) as fd:
+        subvolume = subvolume_id(fd)
+    if subvolume:
+        destroy_subvolume(path, subvolume)
 
 
 def limit_subvolume(path: str, size: Bytes) -> None:

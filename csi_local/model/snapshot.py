@@ -50,6 +50,15 @@ class SnapshotRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRequest:
+    """What CreateVolumeGroupSnapshot asks for: a name, and the ids of volumes as they were shown."""
+
+    name: str
+    sources: tuple[str, ...]
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotRecord:
     """Everything that is remembered about a snapshot.
 
@@ -93,3 +102,8 @@ class GroupRecord:
 def snapshot_id(name: str) -> SnapshotId:
     """The id of the snapshot called *name*."""
     return SnapshotId(volume_id(name))
+
+
+def group_id(name: str) -> GroupId:
+    """The id of the group called *name*."""
+    return GroupId(volume_id(name))

@@ -27,8 +27,12 @@ class Identity:
     def GetPluginCapabilities(  # noqa: N802
         self, _request: csi_pb2.GetPluginCapabilitiesRequest, _context: Context
     ) -> csi_pb2.GetPluginCapabilitiesResponse:
-        """A controller service, volumes that are on one node, growth online."""
-        services = (_Service.CONTROLLER_SERVICE, _Service.VOLUME_ACCESSIBILITY_CONSTRAINTS)
+        """Controller and group controller services, volumes that are on one node, growth online."""
+        services = (
+            _Service.CONTROLLER_SERVICE,
+            _Service.GROUP_CONTROLLER_SERVICE,
+            _Service.VOLUME_ACCESSIBILITY_CONSTRAINTS,
+        )
         online = csi_pb2.PluginCapability(volume_expansion=_Expansion(type=_Expansion.ONLINE))
         return csi_pb2.GetPluginCapabilitiesResponse(
             capabilities=[

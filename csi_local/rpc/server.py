@@ -16,11 +16,14 @@ from csi_local._proto import csi_pb2
 from csi_local.model.errors import Busy, InvalidArgument, Unavailable
 from csi_local.rpc.boundary import decoder, guarded
 from csi_local.rpc.controller import Controller
+from csi_local.rpc.group import GroupController
 from csi_local.rpc.identity import Identity
 from csi_local.rpc.node import Node
 
 WORKERS = 64
 """Threads at most; each is made when it is first needed. A request that waits for its volume's turn occupies one."""
+
+Service = Identity | Controller | GroupController | Node
 
 _GRACE_S = 8.0
 _MAX_SOCKET_PATH = 107
@@ -44,7 +47,7 @@ def socket_path(endpoint: str) -> str:
 class Server:
     """Serves what it is given until it is stopped."""
 
-    def __init__(self, endpoint: str, services: Sequence[Identity | Controller | Node]) -> None:
+    def __init__(self, endpoint: str, services: Sequence[Service]) -> None:
         self._path = socket_path(endpoint)
         self._server = grpc.server(ThreadPoolExecutor(WORKERS, thread_name_prefix="rpc"), options=_OPTIONS)
         self._server.add_generic_rpc_handlers(tuple(_handlers(service) for service in services))
@@ -99,7 +102,7 @@ def _clear(path: str) -> None:
     raise Busy(f"another server listens on {path}")
 
 
-def _handlers(service: Identity | Controller | Node) -> grpc.GenericRpcHandler:
+def _handlers(service: Service) -> grpc.GenericRpcHandler:
     """Handlers for the RPCs that *service* has; gRPC answers UNIMPLEMENTED for the others."""
     descriptor = csi_pb2.DESCRIPTOR.services_by_name[type(service).__name__]
     handlers: dict[str, grpc.RpcMethodHandler[Message, Message]] = {}

@@ -51,7 +51,6 @@ PENDING = (
 """The one spec that csi-sanity itself holds back."""
 
 NOT_IN_THIS_VERSION = {
-    "group snapshots": {"GroupControllerService not supported", "VolumeGroupSnapshots not supported"},
     "modify": {
         "Modify volume not supported",
         "Modify Volume not supported",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from csi_local.engine.copies import Copies
 from csi_local.engine.execute import Executor
+from csi_local.engine.groups import Groups
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pool, Pools
 from csi_local.engine.publish import Publisher
@@ -75,6 +76,7 @@ class Rig:
         self.copies = Copies(spawn=lambda work: work())
         self.volumes = Volumes(self.host, self.pools, executor, locks, self.sweeper, self.copies)
         self.snapshots = Snapshots(self.host, self.pools, executor, locks, self.sweeper, self.copies)
+        self.groups = Groups(self.host, self.pools, executor, locks, self.sweeper, self.copies)
         self.sizes = Sizes(self.host, self.pools, executor, locks)
         self.publisher = Publisher(self.host, self.pools, executor, locks, self.copies, 1000)
         self.pools.open()
