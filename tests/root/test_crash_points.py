@@ -56,7 +56,7 @@ TREE = Kind(name="directory-xfs", params={"backend": "directory", "quota": "advi
 
 _COPIES = {"snapshot", "restore", "clone", "delete snapshot", "group", "delete group"}
 LEAST = {
-    "directory": {"create", "stage", "publish", "expand", "unpublish", "unstage", "delete"} | _COPIES,
+    "directory": {"create", "stage", "publish", "expand", "unpublish", "unstage", "delete"} | _COPIES - {"clone"},
     "directory-xfs": {"snapshot", "restore"},
     "loopfile-ext4": {"create", "stage", "stage later", "node-expand", "delete"} | _COPIES,
     "loopfile-xfs": {"stage", "stage later", "stage larger", "node-expand"},
@@ -257,10 +257,13 @@ def traced(driver: Driver, kind: Kind, file: Path, life: type[Life] = Life) -> d
 
 
 def worth_dying_at(points: Mapping[str, list[str]], kind: Kind) -> dict[str, list[str]]:
-    """Leave out the steps that pass the very points that an earlier one passed; a read-only device is another one."""
+    """Leave out the steps that pass the very points that an earlier one passed; a read-only device is another one.
+
+    A copy's own life is as the volume's, which is what dies.
+    """
     first: dict[object, str] = {}
     for name, found in points.items():
-        if found and name in ONLY.get(kind.name, points):
+        if found and name in ONLY.get(kind.name, points) and not name.endswith((" restored", " clone")):
             first.setdefault((*found, kind.block and name.endswith("read-only")), name)
     return {name: points[name] for name in first.values()}
 
