@@ -115,8 +115,11 @@ class Groups:
 
     def _sweep(self, pool: Pool, path: str, group: GroupId) -> None:
         trash = pool.store.unused_trash(f"group:{group}")
-        self._executor.run("group-drop", life.delete(path, trash))
-        self._sweeper.add(trash)
+        try:
+            self._executor.run("group-drop", life.delete(path, trash))
+        finally:
+            if self._host.stat(path) is None:  # it may have failed after the commit
+                self._sweeper.add(trash)
 
     def delete(self, shown: str, members: Sequence[str], patience_s: float) -> None:
         """Remove a group with all its snapshots; no error where it is not there.
@@ -143,9 +146,12 @@ class Groups:
                     if self._copies.is_read(snapshot_key(snapshot)):
                         raise Busy(f"a volume is being made from snapshot {snapshot}; try again when that is done")
                     records.append(pool.store.snapshots.load(snapshot))
-                self._sweep(pool, pool.layout.group(group), group)
-            for one in records:
-                pool.forget(one)
+                try:
+                    self._sweep(pool, pool.layout.group(group), group)
+                finally:
+                    if not pool.store.snapshots.group_exists(group):
+                        for one in records:
+                            pool.forget(one)
 
     def get(self, shown: str, members: Sequence[str] = ()) -> GroupView:
         """A group by its id.

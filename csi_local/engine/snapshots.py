@@ -134,8 +134,11 @@ class Snapshots:
 
     def _sweep(self, pool: Pool, path: str, name: str) -> None:
         trash = pool.store.unused_trash(name)
-        self._executor.run("snapshot-drop", life.delete(path, trash))
-        self._sweeper.add(trash)
+        try:
+            self._executor.run("snapshot-drop", life.delete(path, trash))
+        finally:
+            if self._host.stat(path) is None:  # it may have failed after the commit
+                self._sweeper.add(trash)
 
     # Copies of data
 
@@ -195,8 +198,11 @@ class Snapshots:
                 )
             if self._copies.is_read(key):
                 raise Busy(f"a volume is being made from snapshot {shown}; try again when that is done")
-            self._sweep(pool, pool.layout.snapshot(snapshot), f"snapshot:{snapshot}")
-            pool.forget(record)
+            try:
+                self._sweep(pool, pool.layout.snapshot(snapshot), f"snapshot:{snapshot}")
+            finally:
+                if not pool.store.snapshots.exists(snapshot):
+                    pool.forget(record)
 
     # Looking
 

@@ -88,6 +88,6 @@ class SnapshotStore:
 
     def sync(self) -> None:
         """Make durable what an earlier request did and was perhaps stopped before it could sync."""
-        for path in (self._layout.snapshots, self._layout.groups):
+        for path in (self._layout.root, self._layout.snapshots, self._layout.groups):
             if self._host.stat(path) is not None:
                 self._host.sync_dir(path)
