@@ -43,9 +43,9 @@ e2e: ## the driver in a real Kubernetes: not in this version yet
 	@echo "Kubernetes mode is not in this version yet, so there is nothing to deploy and test." >&2
 	@exit 1
 
-image: ## the container image: not in this version yet
-	@echo "The container image is not in this version yet." >&2
-	@exit 1
+image: ## build the container image (root)
+	@scripts/setup.sh image
+	scripts/image.sh
 
 clean: ## remove everything that make has made
 	rm -rf .venv .tools .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from csi_local import __version__, config
 from csi_local.model.errors import DriverError, InvalidArgument
@@ -12,8 +13,11 @@ from csi_local.model.volume import AccessMode, BlockAccess, Capability, Capacity
 from csi_local.plan.request import VolumeRequest
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
+_ACCESS_MODES = ("ReadWriteOnce", "ReadWriteOncePod")
 _DEMO_DIR = "/var/tmp"  # noqa: S108 (a temporary directory of its own is made there)
-_NOT_SETTINGS = ("run", "command", "output", "size", "param", "block", "dir", "repair")
+_OF_COMMANDS = """run command output size param block dir repair path name namespace claim storage_class access_mode
+    read_only record_in"""
+_NOT_SETTINGS = frozenset(_OF_COMMANDS.split())
 
 _POOL_HELP = """pools:
   --pool NAME=KIND:ARG[,key=value…], as often as there are pools:
@@ -49,12 +53,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"csi-local {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = _command(commands, "serve", "serve CSI on a unix socket and do all volume work itself", _serve)
-    serve.add_argument("--endpoint", help=f"where to listen ({config.DEFAULT_ENDPOINT})")
     serve.add_argument("--node-id", help="this node's name (the host's name)")
-    serve.add_argument("--max-volumes", help=f"volumes staged at once; 0: no limit ({config.DEFAULT_MAX_VOLUMES})")
     serve.add_argument("--get-snapshot", choices=("yes", "no"), help="offer GetSnapshot, an alpha feature of CSI (no)")
-    serve.add_argument("--log-level", choices=config.LOG_LEVELS, help="how much to log on stderr (info)")
-    serve.add_argument("--log-format", choices=config.LOG_FORMATS, help="text or JSON lines (text)")
+    node = _command(commands, "node", "serve a Kubernetes node's kubelet, and do what the controller asks of it", _node)
+    node.add_argument("--node-id", help="the Kubernetes node's name ($NODE_NAME)")
+    node.add_argument(
+        "--kubelet-dir", metavar="DIR", help=f"the kubelet's directory, here and there ({config.DEFAULT_KUBELET_DIR})"
+    )
+    node.add_argument(
+        "--registration", choices=("yes", "no"), help="register with the kubelet; no: a sidecar does it (yes)"
+    )
+    _in_kubernetes(node)
+    controller = commands.add_parser(
+        "controller",
+        help="serve the sidecars of a Kubernetes cluster: volumes of all its nodes",
+        description="Serve the sidecars of a Kubernetes cluster: volumes of all its nodes, made by their agents.",
+    )
+    controller.set_defaults(run=_controller)
+    _in_kubernetes(controller)
+    _serving(controller)
+    for server in (serve, node):
+        server.add_argument("--max-volumes", help=f"volumes staged at once; 0: no limit ({config.DEFAULT_MAX_VOLUMES})")
+        _serving(server)
     pools = _command(commands, "pools", "show each pool, its room and what it can do", _pools)
     volumes = _command(commands, "volumes", "show each volume and where it is mounted", _volumes)
     snapshots = _command(commands, "snapshots", "show each snapshot, of what and how large", _snapshots)
@@ -75,10 +95,26 @@ def _parser() -> argparse.ArgumentParser:
         shown.add_argument(
             "--output", choices=("table", "json"), default="table", help="for people or programs (table)"
         )
+    _adopt_parser(commands)
     demo = commands.add_parser("demo", help="see volumes through their whole life, on this machine (root)")
     demo.add_argument("--dir", default=_DEMO_DIR, help="where to make a temporary pool (/var/tmp)")
     demo.set_defaults(run=_demo)
     return parser
+
+
+def _adopt_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "let a directory that exists be a volume where it is, and print its PersistentVolume and claim"
+    adopt = _command(commands, "adopt", text, _adopt)
+    adopt.add_argument("path", metavar="PATH", help="the directory; nothing in it is touched")
+    adopt.add_argument("--name", default="", help="of the volume (one made from the path)")
+    adopt.add_argument("--size", help="what to say that it has; nothing enforces it (its filesystem's size)")
+    adopt.add_argument("--claim", default="", metavar="NAME", help="of the claim (the volume's)")
+    adopt.add_argument("--namespace", default="default", help="of the claim (default)")
+    adopt.add_argument("--storage-class", default="", metavar="NAME", help="of volume and claim (none)")
+    adopt.add_argument("--access-mode", choices=_ACCESS_MODES, default=_ACCESS_MODES[0], help="(ReadWriteOnce)")
+    adopt.add_argument("--read-only", action="store_true", help="no pod may write")
+    adopt.add_argument("--record-in", default="", metavar="POOL", help="the pool that is to have the record")
+    adopt.add_argument("--node-id", help="this node's name (the host's name)")
 
 
 def _command(
@@ -98,10 +134,40 @@ def _command(
     return parser
 
 
+def _serving(parser: argparse.ArgumentParser) -> None:
+    """What every program that serves can be told."""
+    parser.add_argument("--endpoint", metavar="unix:///PATH", help="where to listen")
+    parser.add_argument(
+        "--http-address", metavar="HOST:PORT", help="where to serve /healthz, /readyz and /metrics; '': nowhere"
+    )
+    parser.add_argument("--log-level", choices=config.LOG_LEVELS, help="how much to log on stderr (info)")
+    parser.add_argument("--log-format", choices=config.LOG_FORMATS, help="text or JSON lines (text)")
+
+
+def _in_kubernetes(parser: argparse.ArgumentParser) -> None:
+    """What every part of a cluster can be told."""
+    parser.add_argument("--namespace", help=f"where the driver's Leases are ($NAMESPACE, {config.DEFAULT_NAMESPACE})")
+    parser.add_argument("--kubeconfig", metavar="FILE", help="how to reach the Kubernetes API (as a pod does)")
+
+
 def _serve(_arguments: argparse.Namespace, flags: dict[str, object]) -> int:
     from csi_local import app  # noqa: PLC0415 (gRPC is loaded only to serve)
 
     app.serve(config.load(flags))
+    return 0
+
+
+def _node(_arguments: argparse.Namespace, flags: dict[str, object]) -> int:
+    from csi_local import app  # noqa: PLC0415 (likewise)
+
+    app.node(config.load(flags, config.Role.NODE))
+    return 0
+
+
+def _controller(_arguments: argparse.Namespace, flags: dict[str, object]) -> int:
+    from csi_local import app  # noqa: PLC0415 (likewise)
+
+    app.controller(config.load(flags, config.Role.CONTROLLER))
     return 0
 
 
@@ -150,6 +216,22 @@ def _doctor(arguments: argparse.Namespace, flags: dict[str, object]) -> int:
             raise InvalidArgument("--repair mends pools: say which, with --pool or --config")
         return doctor.doctor(None, arguments.output)
     return doctor.doctor(config.load(flags), arguments.output, repair=arguments.repair)
+
+
+def _adopt(arguments: argparse.Namespace, flags: dict[str, object]) -> int:
+    from csi_local import adopt  # noqa: PLC0415
+
+    claim = adopt.Claim(
+        name=arguments.claim,
+        namespace=arguments.namespace,
+        storage_class=arguments.storage_class,
+        access_mode=arguments.access_mode,
+        read_only=arguments.read_only,
+    )
+    path = str(Path(arguments.path).absolute())
+    size = adopt.parse_size(arguments.size)
+    pool = arguments.record_in
+    return adopt.adopt(config.load(flags), adopt.request(path, arguments.name, size, pool, claim), claim)
 
 
 def _demo(arguments: argparse.Namespace, _flags: dict[str, object]) -> int:

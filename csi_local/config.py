@@ -5,9 +5,11 @@ import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from csi_local.kube.credentials import Credentials, from_kubeconfig, in_cluster
 from csi_local.model.errors import InvalidArgument
 from csi_local.model.pool import PoolKind, PoolSpec, parse_pool, pool_spec
 
@@ -15,11 +17,16 @@ DEFAULT_ENDPOINT = "unix:///run/csi-local/csi.sock"
 DEFAULT_RUN_DIR = "/run/csi-local"
 DEFAULT_FILE = "/etc/csi-local/config.yaml"
 DEFAULT_MAX_VOLUMES = 1000
+DEFAULT_KUBELET_DIR = "/var/lib/kubelet"
+DEFAULT_HTTP_ADDRESS = "0.0.0.0:9808"
+"""In Kubernetes. Elsewhere nothing is served unless an address is given."""
+DEFAULT_NAMESPACE = "csi-local"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 
 _NODE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _MAX_LIMIT = 1 << 20
+_MAX_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +38,11 @@ class Config:
         run_dir: where pools of kind image and device are mounted.
         max_volumes: how many volumes may be staged here at once; 0 for no limit.
         get_snapshot: whether GetSnapshot is offered, which older side-cars and csi-sanity do not know.
+        http_address: host and port of /healthz, /readyz and /metrics; None: they are not served.
+        kubelet_dir: where the kubelet keeps its things, on the host and here.
+        registration: whether the driver registers itself with the kubelet.
+        namespace: where its Leases are.
+        credentials: how to reach the Kubernetes API; None where there is no need to.
         crash_point: for tests: ``trace:FILE`` or ``kill:NAME`` (``app.crash_point``).
     """
 
@@ -42,10 +54,23 @@ class Config:
     log_level: str
     log_format: str
     get_snapshot: bool = False
+    http_address: tuple[str, int] | None = None
+    kubelet_dir: str = DEFAULT_KUBELET_DIR
+    registration: bool = True
+    namespace: str = DEFAULT_NAMESPACE
+    credentials: Credentials | None = None
     crash_point: str = ""
 
 
-def load(flags: Mapping[str, Any]) -> Config:
+class Role(StrEnum):
+    """What the process is to be: who does all by itself, or a part of a Kubernetes cluster."""
+
+    ALONE = "serve"
+    NODE = "node"
+    CONTROLLER = "controller"
+
+
+def load(flags: Mapping[str, Any], role: Role = Role.ALONE) -> Config:
     """Put flags, the file they or the environment name, and the defaults together. A flag beats the file.
 
     Raises:
@@ -56,19 +81,28 @@ def load(flags: Mapping[str, Any]) -> Config:
     values |= {key: value for key, value in flags.items() if value not in (None, []) and key != "config"}
     pools = tuple(_pool(item) for item in values.get("pool", []))
     names = [pool.name for pool in pools]
-    if not pools:
+    if not pools and role is not Role.CONTROLLER:
         raise InvalidArgument("no pools: give --pool NAME=KIND:ARG, or --config FILE with a list of pools")
     if len(set(names)) != len(names):
         raise InvalidArgument(f"two pools have the same name among {', '.join(names)}")
+    kubelet_dir = _directory(values.get("kubelet_dir", DEFAULT_KUBELET_DIR), "kubelet directory")
+    endpoint = f"unix://{kubelet_dir}/plugins/csi-local.io/csi.sock" if role is Role.NODE else DEFAULT_ENDPOINT
+    node = values.get("node_id") or os.environ.get("NODE_ID") or os.environ.get("NODE_NAME") or socket.gethostname()
+    address = "" if role is Role.ALONE else DEFAULT_HTTP_ADDRESS
     return Config(
-        endpoint=str(values.get("endpoint") or os.environ.get("CSI_ENDPOINT") or DEFAULT_ENDPOINT),
-        node_id=_node(str(values.get("node_id") or os.environ.get("NODE_ID") or socket.gethostname())),
+        endpoint=str(values.get("endpoint") or os.environ.get("CSI_ENDPOINT") or endpoint),
+        node_id=_node(str(node)),
         pools=pools,
-        run_dir=_directory(str(values.get("run_dir", DEFAULT_RUN_DIR))),
+        run_dir=_directory(values.get("run_dir", DEFAULT_RUN_DIR), "run directory"),
         max_volumes=_limit(values.get("max_volumes", DEFAULT_MAX_VOLUMES)),
         log_level=_choice(values.get("log_level", "info"), LOG_LEVELS, "log level"),
         log_format=_choice(values.get("log_format", "text"), LOG_FORMATS, "log format"),
-        get_snapshot=_choice(values.get("get_snapshot", "no"), ("yes", "no"), "get snapshot") == "yes",
+        get_snapshot=_choice(_plain(values.get("get_snapshot", "no")), ("yes", "no"), "get snapshot") == "yes",
+        http_address=_address(str(values.get("http_address", address))),
+        kubelet_dir=kubelet_dir,
+        registration=_choice(_plain(values.get("registration", "yes")), ("yes", "no"), "registration") == "yes",
+        namespace=str(values.get("namespace") or os.environ.get("NAMESPACE") or DEFAULT_NAMESPACE),
+        credentials=None if role is Role.ALONE else _credentials(str(values.get("kubeconfig", ""))),
         crash_point=os.environ.get("CSI_LOCAL_CRASH_POINT", ""),
     )
 
@@ -92,7 +126,16 @@ _KEYS = {
     "getsnapshot": "get_snapshot",
     "loglevel": "log_level",
     "logformat": "log_format",
+    "httpaddress": "http_address",
+    "kubeletdir": "kubelet_dir",
+    "registration": "registration",
+    "namespace": "namespace",
+    "kubeconfig": "kubeconfig",
 }
+_KNOWN = (
+    "endpoint, nodeId, pools, runDir, maxVolumes, getSnapshot, logLevel, logFormat, httpAddress, kubeletDir,"
+    " registration, namespace, kubeconfig"
+)
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -110,8 +153,7 @@ def _read(path: str) -> dict[str, Any]:
     for name, value in content.items():
         key = _KEYS.get(str(name).replace("-", "").replace("_", "").lower())
         if key is None or key in values:
-            known = "endpoint, nodeId, pools, runDir, maxVolumes, getSnapshot, logLevel, logFormat"
-            raise InvalidArgument(f"configuration {path}: {name!r} is unknown or given twice; there are {known}")
+            raise InvalidArgument(f"configuration {path}: {name!r} is unknown or given twice; there are {_KNOWN}")
         values[key] = value
     if not isinstance(values.get("pool", []), list):
         raise InvalidArgument(f"configuration {path}: pools must be a list")
@@ -149,10 +191,40 @@ def _node(name: str) -> str:
     return name
 
 
-def _directory(path: str) -> str:
+def _directory(value: object, what: str) -> str:
+    path = str(value)
     if not path.startswith("/") or ".." in path.split("/"):
-        raise InvalidArgument(f"run directory {path!r} must be an absolute path")
+        raise InvalidArgument(f"{what} {path!r} must be an absolute path")
     return path.rstrip("/") or "/"
+
+
+def _credentials(path: str) -> Credentials:
+    """What a kubeconfig says, or what every pod is given."""
+    if path:
+        import yaml  # noqa: PLC0415 (likewise)
+
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            return from_kubeconfig(content, str(Path(path).parent))
+        except OSError as error:
+            raise InvalidArgument(f"kubeconfig {path}: {error.strerror}") from None
+        except (yaml.YAMLError, UnicodeDecodeError):  # none of its text: it holds secrets
+            raise InvalidArgument(f"kubeconfig {path} is not YAML") from None
+        except InvalidArgument as error:
+            raise InvalidArgument(f"kubeconfig {path}: {error}") from None
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if not host:
+        raise InvalidArgument("this is no pod of a Kubernetes cluster: say with --kubeconfig FILE how to reach the API")
+    return in_cluster(host, port)
+
+
+def _address(text: str) -> tuple[str, int] | None:
+    if not text:
+        return None
+    host, colon, port = text.rpartition(":")
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > _MAX_PORT:
+        raise InvalidArgument(f"http address {text!r}: write HOST:PORT, for example {DEFAULT_HTTP_ADDRESS}")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _limit(value: object) -> int:

@@ -16,7 +16,7 @@ from csi_local.host.linux import LinuxHost
 from csi_local.model.errors import DriverError
 from csi_local.model.pool import QuotaSupport
 from csi_local.model.text import on_one_line
-from csi_local.plan.check import Finding, PoolSeen
+from csi_local.plan.findings import Finding, PoolSeen
 from csi_local.show import Row, show
 
 _ANSWERS_WITHIN_S = 5.0

@@ -11,10 +11,9 @@ from tabulate import tabulate
 
 from csi_local.app import Engine
 from csi_local.config import Config
+from csi_local.engine.api import SnapshotView, VolumeView
 from csi_local.engine.observe import Observer
 from csi_local.engine.pools import Pools
-from csi_local.engine.snapshots import SnapshotView
-from csi_local.engine.volumes import VolumeView
 from csi_local.host.linux import LinuxHost
 from csi_local.model.errors import DriverError
 from csi_local.model.pool import PoolSpec, PoolView
@@ -70,7 +69,7 @@ def volumes(config: Config, output: str) -> int:
     """Show each volume: what it is, how full, and where it is mounted. Returns 1 where one has a problem."""
     with visiting(config) as engine:
         observer = Observer(LinuxHost())
-        views, _ = engine.volumes.list("", 0)
+        views, _ = engine.volumes.list("", 0, ephemeral=True)
         rows = [_volume_row(engine.pools, observer, view) for view in views]
     show(rows, output, empty="no volumes")
     return 1 if any(row["problem"] for row in rows) else 0
@@ -94,7 +93,9 @@ def _volume_row(pools_: Pools, observer: Observer, view: VolumeView) -> Row:
         "used": used,
         "allocation": str(record.allocation) if record and record.backend is BackendKind.LOOPFILE else "",
         "claim": _claim(view),
+        "pod": _named(view, "csi.storage.k8s.io/pod."),
         "mounted": list(observer.mount_points(pool.layout, view.id, observer.loops(pool.layout, view.id))),
+        "adopted": record.adopted if record else "",
         "problem": view.problem,
     }
 
@@ -109,8 +110,13 @@ def _kind(view: VolumeView) -> str:
 
 
 def _claim(view: VolumeView) -> str:
+    return _named(view, "csi.storage.k8s.io/pvc/")
+
+
+def _named(view: VolumeView, prefix: str) -> str:
+    """The object of Kubernetes that a volume belongs to, as its labels have it."""
     labels = view.record.labels if view.record else {}
-    namespace, name = (labels.get(f"csi.storage.k8s.io/pvc/{part}", "") for part in ("namespace", "name"))
+    namespace, name = (labels.get(f"{prefix}{part}", "") for part in ("namespace", "name"))
     return f"{namespace}/{name}" if name else ""
 
 

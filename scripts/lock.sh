@@ -14,4 +14,5 @@ lock() { # OUTPUT WHAT…
 }
 
 lock locks/dev.txt pyproject.toml --group dev "$@"
+lock locks/run.txt pyproject.toml --constraint locks/dev.txt "$@" # for the image
 lock locks/go.txt --group go "$@"

@@ -2,6 +2,7 @@
 # Bring this machine to where everything in the Makefile works. Nothing is done twice, and nothing to do is quick.
 #
 #   setup.sh system   the programs that the driver and its tests run, by apt-get
+#   setup.sh image    what `make image` builds with, by apt-get
 #   setup.sh python   .venv/ with the packages of locks/dev.txt and the program itself
 #   setup.sh sanity   .tools/bin/csi-sanity, with the `go` of this machine or one from locks/go.txt
 set -eu
@@ -34,6 +35,7 @@ command:mkfs.xfs                         xfsprogs
 command:mkfs.btrfs                       btrfs-progs
 command:fio                              fio
 command:dmsetup                          dmsetup
+command:promtool                         prometheus
 command:linux.uml                        user-mode-linux
 /usr/lib/uml/modules                     user-mode-linux
 END
@@ -47,14 +49,25 @@ have() {
     esac
 }
 
+# What only `make image` needs.
+image_needs() {
+    cat <<'END'
+command:buildah                          buildah
+command:mmdebstrap                       mmdebstrap
+END
+}
+
 missing_packages() {
-    needs | while read -r need package; do
+    "$1" | while read -r need package; do
         have "$need" || echo "$package"
     done | sort -u | paste -s -d ' ' -
 }
 
-set_up_system() {
-    missing=$(missing_packages)
+set_up_system() { install needs; }
+set_up_image() { install image_needs; }
+
+install() {
+    missing=$(missing_packages "$1")
     [ -n "$missing" ] || return 0
     command -v apt-get >/dev/null || fail "missing: $missing
     There is no apt-get here. Install the packages that bring the same programs; on Debian the command is
@@ -67,7 +80,7 @@ set_up_system() {
     # is whether everything is there now.
     # shellcheck disable=SC2086 # a list of words
     DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $missing || status=$?
-    missing=$(missing_packages)
+    missing=$(missing_packages "$1")
     [ -z "$missing" ] || fail "apt-get (exit status ${status:-0}) has not brought: $missing"
 }
 
@@ -124,10 +137,10 @@ set_up_sanity() {
         GOTOOLCHAIN=local GOFLAGS=-modcacherw CGO_ENABLED=0 "$go" install "$CSI_SANITY"
 }
 
-[ $# -gt 0 ] || fail "say what to set up: system, python, sanity"
+[ $# -gt 0 ] || fail "say what to set up: system, image, python, sanity"
 for part; do
     case $part in
-        system | python | sanity) "set_up_$part" ;;
+        system | image | python | sanity) "set_up_$part" ;;
         *) fail "unknown part: $part" ;;
     esac
 done

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +55,21 @@ class Volume:
     size: int = 0
     capability: Capability = field(default_factory=capability)
     context: Mapping[str, str] = field(default_factory=dict)
+
+
+POD = {
+    "csi.storage.k8s.io/pod.name": "web-0",
+    "csi.storage.k8s.io/pod.namespace": "shop",
+    "csi.storage.k8s.io/pod.uid": "6b3a",
+    "csi.storage.k8s.io/serviceAccount.name": "default",
+}
+
+
+def inline(attributes: Mapping[str, str]) -> Volume:
+    """Return an inline ephemeral volume of a new pod, under a handle as the kubelet's are: longer than our ids."""
+    handle = f"csi-{hashlib.sha256(uuid.uuid4().bytes).hexdigest()}"
+    context = {"csi.storage.k8s.io/ephemeral": "true", **POD, **attributes}
+    return Volume(id=handle, capability=capability(mode=Mode.SINGLE_NODE_MULTI_WRITER), context=context)
 
 
 @dataclass(slots=True)
@@ -307,6 +324,27 @@ class Client:
                 readonly=readonly,
                 volume_context=volume.context,
                 secrets=secrets or {},
+            )
+        )
+        return path
+
+    def publish_inline(self, volume: Volume, *, readonly: bool = False, group: str = "", target: str = "") -> Path:
+        """NodePublishVolume of an inline volume, at a path as the kubelet's are; nothing is staged."""
+        pod = self.root / "kubelet" / "pods" / volume.id[-8:]
+        path = Path(target) if target else pod / "volumes" / "kubernetes.io~csi" / "scratch" / "mount"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._targets[volume.id, path] = None
+        self._made.add(path)
+        wanted = Capability()
+        wanted.CopyFrom(volume.capability)
+        wanted.mount.volume_mount_group = group
+        self.node.NodePublishVolume(
+            csi.NodePublishVolumeRequest(
+                volume_id=volume.id,
+                target_path=str(path),
+                volume_capability=wanted,
+                readonly=readonly,
+                volume_context=volume.context,
             )
         )
         return path

@@ -30,8 +30,8 @@ from csi_local.model.pool import PoolKind, PoolSpec
 from csi_local.model.snapshot import SnapshotId
 from csi_local.model.volume import BackendKind, FormatState, QuotaMode, VolumeId, VolumeRecord
 from csi_local.plan import check_snapshots
-from csi_local.plan.check import (
-    UNFINISHED,
+from csi_local.plan.check import UNFINISHED, judge
+from csi_local.plan.findings import (
     BindSeen,
     Finding,
     GroupSeen,
@@ -43,7 +43,6 @@ from csi_local.plan.check import (
     SnapshotSeen,
     TakeOver,
     VolumeSeen,
-    judge,
 )
 from csi_local.store.layout import GROUP_FILE, NEW, POOL_FILE, RECORD_FILE, SNAPSHOT_FILE, TRASH, Layout, is_leftover
 from csi_local.store.pool_store import PoolStore
@@ -307,7 +306,9 @@ class _Look:
         except (FailedPrecondition, Unavailable, HostError) as error:
             damage = str(error).removeprefix(f"volume {volume!r}: ").partition("; ")[0]
             return VolumeSeen(id=volume, files=self._what_can_be_seen(top), damage=damage)
-        seen = VolumeSeen(id=volume, files=files, record=record)
+        seen = VolumeSeen(id=volume, files=files, record=record, pod_gone=self.observer.pod_is_gone(record))
+        if record.adopted:
+            return replace(seen, adopted=self._host.stat(record.adopted))
         if record.backend is BackendKind.DIRECTORY:
             return replace(seen, limit=self._limit(record, seen.file("data")))
         return self._with_signature(seen, record)

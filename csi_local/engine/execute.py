@@ -73,6 +73,8 @@ class Executor:
         match operation:
             case op.MakeDirectory(path=path):
                 host.make_dir(path)
+            case op.MakeLink(path=path, target=target):
+                host.make_link(path, target)
             case op.MakeSubvolume(path=path):
                 host.make_subvolume(path)
             case op.RemoveTree(path=path):
@@ -146,6 +148,10 @@ class Executor:
                 host.mount(run.device().path, path, filesystem, flags, data)
             case op.BindMount(path=path, source=source, flags=flags):
                 host.bind(source, path, flags)
+            case op.SeeMounted(path=path, inode=inode, born=born):
+                found = host.stat(path)
+                if found is None or (found.inode, found.born) != (inode, born):
+                    raise FailedPrecondition(f"another directory than the one adopted was mounted at {path}: try again")
             case op.BindDevice(path=path):
                 host.bind(run.device().path, path, frozenset())
             case op.MakeTargetDirectory(path=path):

@@ -3,13 +3,13 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from csi_local.engine.api import GroupView, SnapshotView
 from csi_local.engine.copies import Copies
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pool, Pools
-from csi_local.engine.snapshots import SnapshotView
 from csi_local.engine.sources import Source, Sources, snapshot_key
 from csi_local.engine.sweeper import Sweeper
 from csi_local.host.api import Host
@@ -20,14 +20,6 @@ from csi_local.model.volume import check_name, known_id
 from csi_local.plan import grouping, life
 from csi_local.plan.grouping import Member
 from csi_local.store.layout import IMAGE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GroupView:
-    """A group as the services show it."""
-
-    record: GroupRecord
-    members: tuple[SnapshotView, ...]
 
 
 class Groups:

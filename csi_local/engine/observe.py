@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 from csi_local.host.api import Host
+from csi_local.model.errors import DamagedRecord
 from csi_local.model.observed import FileInfo, FileKind, LoopDevice, Mount
-from csi_local.model.volume import VolumeId
+from csi_local.model.volume import VolumeId, VolumeRecord
+from csi_local.plan.life import pod_directory
 from csi_local.store.layout import Layout
+from csi_local.store.pool_store import PoolStore
 
 
 class Observer:
@@ -29,6 +32,8 @@ class Observer:
         loops = self.loops(layout, volume)
         if not loops:
             data = self._host.stat(layout.data(volume))
+            if data is not None and data.kind is FileKind.SYMLINK:
+                return self._is_adopted(layout, volume, at)
             return data is not None and at.identity == data.identity
         device = at.special if at.kind is FileKind.BLOCK else self._host.device_at(path)
         return any(loop.device == device for loop in loops)
@@ -37,6 +42,8 @@ class Observer:
         """Every path at which this volume, or something in it, is mounted; *loops* are its devices."""
         points: list[str] = []
         data = None if loops else self._host.stat(layout.data(volume))
+        if data is not None and data.kind is FileKind.SYMLINK:
+            return tuple(self._points_of_adopted(self._host.real_path(layout.data(volume))))
         if data is not None:
             inside = f"/volumes/{volume}/data"
             for mount in self._host.mounts(inside):
@@ -52,6 +59,27 @@ class Observer:
             points.extend(self.points_of(loop, self._host.mounts(_name(loop))))
         return tuple(points)
 
+    def _is_adopted(self, layout: Layout, volume: VolumeId, at: FileInfo) -> bool:
+        """As the record knows the directory: it may have been moved since. As the link does, where that is damaged."""
+        try:
+            return PoolStore(self._host, layout.root).load(volume).adopted_is(at)
+        except DamagedRecord:
+            there = self._host.stat(self._host.real_path(layout.data(volume)))
+            return there is not None and there.identity == at.identity
+
+    def _points_of_adopted(self, path: str) -> Iterator[str]:
+        """Where an adopted directory is mounted, or something in it; not the mount that it is in, or is the top of."""
+        mounts = self._host.mounts()
+        under = mount_under(path, mounts)
+        if under is None:
+            return
+        inside = under.root.rstrip("/") + path[len(under.point.rstrip("/")) :].rstrip("/")
+        for mount in mounts:
+            same = mount.root.rstrip("/") == inside or mount.root.startswith(f"{inside}/")
+            own = f"{path}/".startswith(f"{mount.point.rstrip('/')}/") or mount.point.startswith(f"{path}/")
+            if mount.device == under.device and same and not own:
+                yield mount.point
+
     def points_of(self, loop: LoopDevice, mounts: Sequence[Mount]) -> Iterator[str]:
         """Where a device's filesystem, or its node, is mounted, as *mounts* have it."""
         for mount in mounts:
@@ -63,6 +91,22 @@ class Observer:
         """Where a device's filesystem can be reached: nothing else is mounted over it there."""
         points = (mount.point for mount in mounts if mount.source == loop.path)
         return next((point for point in points if self._host.device_at(point) == loop.device), None)
+
+    def is_lost(self, volume: VolumeId, mount: Mount) -> bool:
+        """Whether a mount is that of a volume, as the kernel's tables have it: its pool cannot be asked."""
+        if mount.root.endswith(f"/volumes/{volume}/data"):
+            return True
+        node = self._host.stat(mount.source if mount.source.startswith("/dev/") else mount.point)
+        image = self._host.backing_path(node.special) if node is not None and node.kind is FileKind.BLOCK else ""
+        return image.endswith(f"/volumes/{volume}/disk.img")
+
+    def pod_is_gone(self, record: VolumeRecord) -> bool:
+        """Whether the pod of an ephemeral volume is gone for ever, and only it, not the kubelet's whole directory."""
+        pod = pod_directory(record.ephemeral)
+        if pod is None:
+            return False
+        pods = pod.rpartition("/")[0]
+        return self._host.stat(pods) is not None and self._host.stat(pod) is None
 
     def _superblock(self, path: str) -> tuple[int, int] | None:
         """What mountinfo calls the filesystem of *path*; stat(2) calls a btrfs's subvolumes otherwise."""

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from typing import TypeVar
 
 from csi_local.engine import making
 from csi_local.host.api import Host
@@ -20,11 +22,11 @@ from csi_local.model.errors import (
     Unavailable,
     Unsupported,
 )
-from csi_local.model.observed import Usage
+from csi_local.model.observed import Room, Usage
 from csi_local.model.pool import Abilities, Media, PoolSpec, PoolView
 from csi_local.model.quantity import Bytes
 from csi_local.model.snapshot import GroupId, SnapshotId, SnapshotRecord
-from csi_local.model.volume import BackendKind, QuotaMode, VolumeId, VolumeRecord, known_id
+from csi_local.model.volume import BackendKind, QuotaMode, VolumeId, VolumeRecord, ephemeral_id, is_ephemeral, known_id
 from csi_local.plan import sizes
 from csi_local.plan.copying import within_reach
 from csi_local.plan.sizes import Promises
@@ -36,6 +38,7 @@ _GONE = "its filesystem is no longer mounted"
 _READERS = 4
 """Records read at once at the start: from a cold disk each is a wait."""
 _NOTHING = Abilities(filesystem="")
+T = TypeVar("T")
 
 
 class Pool:
@@ -55,6 +58,7 @@ class Pool:
         self._sum = Promises()
         self._overhead = 0
         self._projects: set[int] = set()
+        self.adopted: set[VolumeId] = set()
 
     @property
     def layout(self) -> Layout:
@@ -109,7 +113,8 @@ class Pool:
         Raises:
             ResourceExhausted: somebody else got the room meanwhile.
         """
-        with self._promising(record.id, self._weight(record), lambda: self.store.exists(record.id)):
+        made = partial(self.store.exists, record.id)
+        with self._promising(record.id, self._weight(record), made, ephemeral=bool(record.ephemeral)):
             yield
         self._keep(record)
 
@@ -121,16 +126,22 @@ class Pool:
             ResourceExhausted: there is not so much.
         """
         weight = sizes.snapshot_weight(record, shares=self._shares)
-        with self._promising(_key(record), weight, lambda: self.store.snapshots.exists(record.id)):
+        with self._promising(_key(record), weight, partial(self.store.snapshots.exists, record.id)):
             yield
 
     @contextmanager
-    def _promising(self, key: str, weight: Promises, made: Callable[[], bool]) -> Iterator[None]:
+    def _promising(
+        self, key: str, weight: Promises, made: Callable[[], bool], *, ephemeral: bool = False
+    ) -> Iterator[None]:
         with self._guard:
             before = self._weights.get(key)
             more = weight.total - (before.total if before else 0)
-            room, thin_room = sizes.rooms(self.spec, self._host.room(self.root), self._sum, self._overhead)
-            if more > (thin_room if weight.thin else room):
+            seen = self._host.room(self.root)
+            room, thin_room = sizes.rooms(self.spec, seen, self._sum, self._overhead)
+            room = thin_room if weight.thin else room
+            if ephemeral:
+                room = min(room, self._ephemeral_room(seen))
+            if more > room:
                 raise ResourceExhausted(f"pool {self.spec.name} has no room for another {max(more, 0)} bytes")
             self._replace(key, dataclasses.replace(weight, pending=more if weight.reserved else 0))
         try:
@@ -143,10 +154,17 @@ class Pool:
         with self._guard:
             self._replace(key, weight)
 
+    def _ephemeral_room(self, seen: Room) -> Bytes:
+        """What inline ephemeral volumes may have beyond what they have."""
+        promised = sum(weight.total for volume, weight in list(self._weights.items()) if is_ephemeral(VolumeId(volume)))
+        return Bytes(max(0, self.spec.ephemeral.of(seen.total) - promised))
+
     def _keep(self, record: VolumeRecord) -> None:
         with self._guard:
             self._replace(record.id, self._weight(record))
             self._projects.add(record.project)
+            if record.adopted:
+                self.adopted.add(record.id)
 
     def _weight(self, record: VolumeRecord) -> Promises:
         return sizes.weight(record, shares=self._shares)
@@ -224,6 +242,10 @@ class Pool:
             total=seen.total,
             room=room,
             thin_room=thin_room,
+            ephemeral_room=self._ephemeral_room(seen),
+            promised=Bytes(self._sum.total),
+            volumes=len(self._weights),
+            uuid=self.uuid,
             unavailable="it is read-only" if seen.read_only else "",
         )
 
@@ -278,20 +300,26 @@ class Pools:
         self._missing = {spec.name: "not opened yet" for spec in specs}
         self._held: dict[str, ExitStack] = {}
         self._uuids: dict[str, str] = {}
+        self._tolerated: tuple[type[DriverError], ...] = (Unavailable, HostError)
 
-    def open(self) -> None:
+    def open(self, *, patient: bool = False) -> None:
         """Open every pool that is there; what is missing or failing is tried again by :meth:`retry`.
+
+        A *patient* one waits for those that must not be used as well, and may have none: where somebody else says
+        what this node's pools are, one that is wrong must not keep pods from the others.
 
         Raises:
             DriverError: a pool must not be used (it holds something else, somebody else uses it), or none is there.
         """
+        if patient:
+            self._tolerated = (DriverError,)
         try:
             self.retry()
         except BaseException:
             self.close()
             raise
-        if not self._open:
-            raise Unavailable("no pool can be used: " + "; ".join(f"{n}: {why}" for n, why in self._missing.items()))
+        if not self._open and not patient:
+            raise Unavailable(f"no pool can be used: {self.missing()}")
 
     def retry(self) -> list[Pool]:
         """Try to open the pools that are not; return those that now are."""
@@ -303,7 +331,7 @@ class Pools:
             with ExitStack() as held:
                 try:
                     pool = self._adopt(spec, self._open_pool(self._host, spec, self._run_dir, held))
-                except (Unavailable, HostError) as error:
+                except self._tolerated as error:
                     self._missing[spec.name] = str(error)
                     _log.error("pool %s: %s", spec.name, error)
                     continue
@@ -339,6 +367,10 @@ class Pools:
         """Whether every pool is open."""
         return not self._missing
 
+    def missing(self) -> str:
+        """The pools that are not open and why, or ""."""
+        return "; ".join(f"{name}: {why}" for name, why in self._missing.items())
+
     def all(self) -> list[Pool]:
         """The open pools."""
         return list(self._open.values())
@@ -366,6 +398,10 @@ class Pools:
             FailedPrecondition: two have: one was missing when the other's was made.
         """
         return self._only(f"volume {volume}", self._search(lambda pool: pool.store.exists(volume))[0])
+
+    def having(self, volume: VolumeId) -> list[Pool]:
+        """Every open pool that has the volume: two, where one was missing when the other's was made."""
+        return self._search(lambda pool: pool.store.exists(volume))[0]
 
     @staticmethod
     def _only(what: str, found: list[Pool]) -> Pool | None:
@@ -401,17 +437,16 @@ class Pools:
                 if held := self._held.pop(name, None):
                     held.close()
 
-    def find(self, shown: str) -> tuple[Pool, VolumeId]:
-        """The pool that has the volume with that id.
+    def find(self, shown: str, *, ephemeral: bool = False) -> tuple[Pool, VolumeId]:
+        """The pool that has the volume with that id; or, with *ephemeral*, the one inline volume with that handle.
 
         Raises:
             NotFound: none has.
             Unavailable: none has, but one is missing that might.
         """
-        volume = known_id(shown)
-        if volume is None:
-            raise NotFound(f"there is no volume {shown!r} on this node")
-        return self._find(f"volume {shown!r}", lambda pool: pool.store.exists(volume)), volume
+        known = known_id(shown)
+        volumes = [*([known] if known else []), *([ephemeral_id(shown)] if ephemeral else [])]
+        return self._find(f"volume {shown!r}", volumes, lambda pool, one: pool.store.exists(one))
 
     def find_snapshot(self, shown: str) -> tuple[Pool, SnapshotId]:
         """The pool that has the snapshot with that id.
@@ -420,10 +455,8 @@ class Pools:
             NotFound: none has.
             Unavailable: none has, but one is missing that might.
         """
-        if known_id(shown) is None:
-            raise NotFound(f"there is no snapshot {shown!r} on this node")
-        snapshot = SnapshotId(shown)
-        return self._find(f"snapshot {shown!r}", lambda pool: pool.store.snapshots.exists(snapshot)), snapshot
+        known = [SnapshotId(shown)] if known_id(shown) else []
+        return self._find(f"snapshot {shown!r}", known, lambda pool, one: pool.store.snapshots.exists(one))
 
     def find_group(self, shown: str) -> tuple[Pool, GroupId]:
         """The pool that has the group with that id.
@@ -432,17 +465,21 @@ class Pools:
             NotFound: none has.
             Unavailable: none has, but one is missing that might.
         """
-        if known_id(shown) is None:
-            raise NotFound(f"there is no group {shown!r} on this node")
-        group = GroupId(shown)
-        return self._find(f"group {shown!r}", lambda pool: pool.store.snapshots.group_exists(group)), group
+        known = [GroupId(shown)] if known_id(shown) else []
+        return self._find(f"group {shown!r}", known, lambda pool, one: pool.store.snapshots.group_exists(one))
 
-    def _find(self, what: str, has: Callable[[Pool], bool]) -> Pool:
-        found, failing = self._search(has)
-        if (pool := self._only(what, found)) is not None:
-            return pool
+    def _find(self, what: str, ids: Sequence[T], has: Callable[[Pool, T], bool]) -> tuple[Pool, T]:
+        failing: dict[str, str] = {}
+        for one in ids:
+            found, failing = self._search(partial(_has, one, has))
+            if (pool := self._only(what, found)) is not None:
+                return pool, one
         self._let_go()
-        if unknown := {**self._missing, **failing}:
+        if ids and (unknown := {**self._missing, **failing}):
             missing = "; ".join(f"{name}: {why}" for name, why in unknown.items())
             raise Unavailable(f"{what} is in none of the open pools, but not all are open ({missing})")
         raise NotFound(f"there is no {what} on this node")
+
+
+def _has(one: T, has: Callable[[Pool, T], bool], pool: Pool) -> bool:
+    return has(pool, one)

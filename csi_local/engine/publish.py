@@ -4,19 +4,20 @@ import errno
 import logging
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 from csi_local.engine.copies import Copies
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
 from csi_local.engine.pools import Pool, Pools
+from csi_local.engine.takeover import take_over
+from csi_local.engine.usage import usage_at
 from csi_local.host.api import Host
 from csi_local.model.errors import (
     CommandFailed,
     FailedPrecondition,
-    HostError,
     InvalidArgument,
     NotFound,
     ResourceExhausted,
@@ -24,17 +25,17 @@ from csi_local.model.errors import (
     Unavailable,
 )
 from csi_local.model.mount_options import MountOptions
-from csi_local.model.observed import FileKind, LoopDevice, Mount, Usage
-from csi_local.model.operations import Detach, Operation, RemoveTarget, Unmount
-from csi_local.model.quantity import Bytes
+from csi_local.model.observed import FileKind, Usage
+from csi_local.model.operations import Detach, Operation, RemoveTarget, SetGroup, Unmount
 from csi_local.model.volume import (
     BackendKind,
     Capability,
     FormatState,
     MountAccess,
-    QuotaMode,
     VolumeId,
     VolumeRecord,
+    ephemeral_id,
+    is_ephemeral,
 )
 from csi_local.plan import publishing, staging
 from csi_local.plan.publishing import Publication, PublishSeen
@@ -67,31 +68,10 @@ class Publisher:
 
     def take_over(self) -> None:
         """See which volumes an earlier driver left staged, and thaw those that it left frozen."""
-        loops = self._host.all_loops()
-        backing = {loop.backing for loop in loops}
-        ours: set[tuple[int, int]] = set()
-        bound = {mount.root.partition("/volumes/")[2].partition("/")[0] for mount in self._host.mounts("/volumes/")}
-        for pool in self._pools.all() if backing or bound else ():
-            with suppress(HostError):  # a disk that fails now is told of when it is used
-                for volume in pool.store.volumes():
-                    image = self._host.stat(pool.layout.image(volume))
-                    attached = image is not None and image.identity in backing
-                    if image is not None and attached:
-                        ours.add(image.identity)
-                    if volume in bound or attached:
-                        self._staged.setdefault(volume, None)
-        self._thaw([loop for loop in loops if loop.backing in ours])
+        for volume in take_over(self._host, self._pools):
+            self._staged.setdefault(volume, None)
 
-    def _thaw(self, loops: Sequence[LoopDevice]) -> None:
-        """A filesystem that was frozen for a copy stays so when whoever froze it dies; its pods would wait for ever."""
-        mounts = self._host.mounts("/dev/loop") if loops else ()
-        for loop in loops:
-            with suppress(HostError):
-                point = self._observer.reached_at(loop, mounts)
-                if point and self._host.thaw(point):
-                    _log.warning("the filesystem on %s at %s was left frozen; it is thawed", loop.path, point)
-
-    def _plain(self, path: str) -> str:
+    def plain(self, path: str) -> str:
         """*path* as the kernel shows it: with the links on the way to it followed, and itself left alone."""
         parent, _, name = path.rpartition("/")
         plain = f"{self._host.real_path(parent or '/').rstrip('/')}/{name}"
@@ -120,7 +100,7 @@ class Publisher:
             ResourceExhausted: the node has as many volumes as it may have.
         """
         pool, volume = self._pools.find(shown)
-        path = self._plain(path)
+        path = self.plain(path)
         with self._locks.hold(volume, patience_s), self._alone_at(patience_s, path):
             record = pool.store.load(volume)
             check_usable(record, capability)
@@ -147,6 +127,41 @@ class Publisher:
         if self._staged[record.id] is None:
             self._staged[record.id] = capability
 
+    def stage_ephemeral(self, volume: VolumeId, target: str, capability: Capability, patience_s: float) -> None:
+        """Mount an ephemeral volume at its *target*, which is all of its staging and publishing.
+
+        Raises:
+            NotFound: there is no such volume.
+            AlreadyExists, FailedPrecondition: see ``plan.staging.stage``.
+            ResourceExhausted: the node has as many volumes as it may have.
+        """
+        with self._locks.hold(volume, patience_s), self._alone_at(patience_s, target):
+            if (pool := self._pools.locate(volume)) is None:
+                raise NotFound(f"volume {volume} was removed meanwhile")
+            record = pool.store.load(volume)
+            self._stage(pool, record, target, capability)
+            access = capability.access
+            group = access.group if isinstance(access, MountAccess) else None
+            read_only = "ro" in self._host.mount_flags(target)
+            if group is not None and not read_only:
+                self._executor.run("stage-group", (SetGroup(path=target, group=group),))
+            wanted = Publication(volume=volume, capability=capability, read_only=read_only)
+            self._published.setdefault(volume, {})[target] = wanted
+
+    def unpublish_ephemeral(self, pool: Pool, volume: VolumeId, target: str, patience_s: float) -> None:
+        """Unmount an ephemeral volume and remove its target.
+
+        Raises:
+            FailedPrecondition: something else is mounted at the target.
+        """
+        with self._locks.hold(volume, patience_s), self._alone_at(patience_s, target):
+            self._unpublish(pool, volume, target)
+            loops = self._observer.loops(pool.layout, volume)
+            if self._observer.mount_points(pool.layout, volume, loops):
+                return  # somebody bound it elsewhere, which keeps it from being removed
+            self._executor.run("unstage", tuple(Detach(loop=loop) for loop in loops))
+            self._staged.pop(volume, None)
+
     def _run_mounting(self, name: str, operations: tuple[Operation, ...], options: MountOptions) -> None:
         """Mount options that the kernel refuses are the request's fault."""
         try:
@@ -163,7 +178,8 @@ class Publisher:
         if self._observer.is_volume(layout, record.id, path, at):
             flags = self._host.mount_flags(path)
             return StagingSeen(path=at, ours=True, staged_as=self._staged.get(record.id), flags=flags)
-        there = self._host.stat(layout.data(record.id) if directory else layout.image(record.id))
+        where = record.adopted or (layout.data(record.id) if directory else layout.image(record.id))
+        there = self._host.stat(where)
         loops = () if directory else self._observer.loops(layout, record.id)
         if directory or there is None or record.block:
             return StagingSeen(path=at, bytes_there=there, loops=loops)
@@ -185,7 +201,7 @@ class Publisher:
         Raises:
             FailedPrecondition: it is still published.
         """
-        path = self._plain(path)
+        path = self.plain(path)
         place = self._locate(shown, path)
         if place is None:
             return
@@ -209,30 +225,25 @@ class Publisher:
             Unavailable: something is mounted there, and a pool is missing that may have the volume.
         """
         try:
-            return self._pools.find(shown)
+            pool, volume = self._pools.find(shown, ephemeral=True)
         except NotFound:
             return None
         except Unavailable:
             there = [mount for mount in self._host.mounts() if mount.point == path]
-            if there and not self._is_lost(VolumeId(shown), there[-1]):  # the last lies over the others
+            ids = (VolumeId(shown), ephemeral_id(shown))
+            lost = [volume for volume in ids if there and self._observer.is_lost(volume, there[-1])]  # the uppermost
+            if there and not lost:
                 raise
-            if there:
-                self._leave_lost(VolumeId(shown), path)
+            for volume in lost:
+                self._leave_lost(volume, path)
             return None
-
-    def _is_lost(self, volume: VolumeId, mount: Mount) -> bool:
-        """Whether a mount is that of the volume, as the kernel's tables have it: its pool cannot be asked."""
-        if mount.root.endswith(f"/volumes/{volume}/data"):
-            return True
-        node = self._host.stat(mount.source if mount.source.startswith("/dev/") else mount.point)
-        image = self._host.backing_path(node.special) if node is not None and node.kind is FileKind.BLOCK else ""
-        return image.endswith(f"/volumes/{volume}/disk.img")
+        return None if is_ephemeral(volume) else (pool, volume)  # that is left by nobody but its pod
 
     def _leave_lost(self, volume: VolumeId, path: str) -> None:
         """Let pods go whose disk is gone: their mounts would also keep it from coming back."""
         _log.warning("volume %s is taken from %s; its pool cannot be read", volume, path)
         self._executor.run("leave", (Unmount(path=path),))
-        published = path in self._published.get(volume, {})
+        published = path in self._published.get(volume, {}) or is_ephemeral(volume)
         self._forget(volume, path)
         if published:
             self._remove_target(path)
@@ -257,7 +268,7 @@ class Publisher:
             InvalidArgument, AlreadyExists, FailedPrecondition: see ``plan.publishing.publish``.
         """
         pool, volume = self._pools.find(shown)
-        staged, target = paths = (self._plain(paths[0]), self._plain(paths[1]))
+        staged, target = paths = (self.plain(paths[0]), self.plain(paths[1]))
         if staged == target:
             raise InvalidArgument("the target path and the staging path are the same")
         with self._locks.hold(volume, patience_s), self._alone_at(patience_s, *paths):
@@ -319,27 +330,28 @@ class Publisher:
         Raises:
             FailedPrecondition: something else is mounted at the target.
         """
-        target = self._plain(target)
+        target = self.plain(target)
         place = self._locate(shown, target)
         if place is None:
             return
         pool, volume = place
         with self._locks.hold(volume, patience_s), self._alone_at(patience_s, target):
-            at = self._host.stat(target)
-            ours = self._observer.is_volume(pool.layout, volume, target, at)
-            if at is None:
-                self._forget(volume, target)
-                return
-            if at.mount_root and not ours:
-                raise FailedPrecondition(
-                    f"something other than volume {volume} is mounted on {target}; it is left alone"
-                )
-            self._executor.run("unpublish", (Unmount(path=target),) if ours else ())
-            self._forget(volume, target)
-            if ours and self._observer.is_mounted_at(pool.layout, volume, target):
-                raise FailedPrecondition(f"volume {volume} is mounted on {target} more than once; try again")
-            self._remove_target(target)
+            self._unpublish(pool, volume, target)
             self._detach_read_only(pool, volume)
+
+    def _unpublish(self, pool: Pool, volume: VolumeId, target: str) -> None:
+        at = self._host.stat(target)
+        ours = self._observer.is_volume(pool.layout, volume, target, at)
+        if at is None:
+            self._forget(volume, target)
+            return
+        if at.mount_root and not ours:
+            raise FailedPrecondition(f"something other than volume {volume} is mounted on {target}; it is left alone")
+        self._executor.run("unpublish", (Unmount(path=target),) if ours else ())
+        self._forget(volume, target)
+        if ours and self._observer.is_mounted_at(pool.layout, volume, target):
+            raise FailedPrecondition(f"volume {volume} is mounted on {target} more than once; try again")
+        self._remove_target(target)
 
     def _forget(self, volume: VolumeId, target: str) -> None:
         publications = self._published.get(volume, {})
@@ -354,6 +366,8 @@ class Publisher:
         try:
             self._executor.run("unpublish-target", (RemoveTarget(path=target),))
         except SyscallFailed as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):  # somebody has put something there
+                raise
             _log.warning("the target is left: %s", error)
 
     def _detach_read_only(self, pool: Pool, volume: VolumeId) -> None:
@@ -374,37 +388,16 @@ class Publisher:
         Raises:
             NotFound: there is no such volume, or it is not at *path*.
         """
-        pool, volume = self._pools.find(shown)
+        pool, volume = self._pools.find(shown, ephemeral=True)
         record = pool.store.load(volume)
         if not self._observer.is_mounted_at(pool.layout, record.id, path):
             raise NotFound(f"volume {shown} is not at {path}")
-        if record.block:
-            at = self._host.stat(path)
-            loops = self._observer.loops(pool.layout, record.id)
-            device = next((loop.path for loop in loops if at is not None and loop.device == at.special), None)
-            size = self._host.device_size(device) if device else Bytes(0)
-            problem = "" if size >= record.size else f"the device has {size} bytes instead of {record.size}"
-            return Usage(total=size, used=Bytes(0), available=Bytes(0)), record, problem
-        if record.backend is BackendKind.DIRECTORY and record.quota is QuotaMode.HARD:
-            return (
-                pool.usage_of(record),
-                record,
-                "the pool's filesystem is read-only" if self._host.room(pool.root).read_only else "",
-            )
-        room = self._host.room(path)
-        usage = Usage(
-            total=room.total,
-            used=Bytes(room.total - room.free),
-            available=room.available,
-            inodes=room.inodes,
-            used_inodes=room.inodes - room.free_inodes,
-            free_inodes=room.free_inodes,
-        )
-        return usage, record, self._mount_problem(volume, path)
+        usage, problem = usage_at(self._host, pool, record, path)
+        return usage, record, problem or self._mount_problem(record, path)
 
-    def _mount_problem(self, volume: VolumeId, path: str) -> str:
-        known = self._published.get(volume, {}).get(path)
-        if known is not None and known.writable and "ro" in self._host.mount_flags(path):
+    def _mount_problem(self, record: VolumeRecord, path: str) -> str:
+        known = self._published.get(record.id, {}).get(path)
+        if not record.block and known is not None and known.writable and "ro" in self._host.mount_flags(path):
             return "the filesystem has become read-only, which it does after errors; look at the kernel's log"
         return ""
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from csi_local.engine.api import SnapshotView
 from csi_local.engine.copies import Copies
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
@@ -24,22 +25,6 @@ from csi_local.store.layout import IMAGE
 _log = logging.getLogger(__name__)
 _WAIT_S = 5.0
 """How long a request waits for a copy; the next one finds it. Side-cars give up after ten seconds."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotView:
-    """A snapshot as the services show it.
-
-    Attributes:
-        record: None where it cannot be read; *problem* then says why.
-        ready: False while its data is still being copied: it does not exist yet.
-    """
-
-    id: SnapshotId
-    pool: str
-    record: SnapshotRecord | None
-    ready: bool = True
-    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

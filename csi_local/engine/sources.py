@@ -61,9 +61,13 @@ class Sources:
         Raises:
             NotFound: there is no such volume.
             DamagedRecord: its record cannot be believed.
+            FailedPrecondition: it is an adopted directory, or a pod's inline volume.
         """
         pool, volume = self._pools.find(shown)
         record = pool.store.load(volume)
+        if record.adopted or record.ephemeral:
+            what = f"a directory outside the pool, {record.adopted}" if record.adopted else "a pod's inline volume"
+            raise FailedPrecondition(f"volume {shown} is {what}: there are no snapshots and no clones of it")
         path = pool.layout.data(volume) if record.backend is BackendKind.DIRECTORY else pool.layout.image(volume)
         return Source(pool=pool, origin=Origin(record=record, path=path), key=volume)
 

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 
 from csi_local.engine.pools import Pool, Pools
@@ -13,6 +14,8 @@ from csi_local.store.layout import TRASH, is_leftover
 
 _log = logging.getLogger(__name__)
 _ROUND_S = 60.0
+_MISSING_ROUND_S = 10.0
+"""While a pool is missing: pods wait for it."""
 _SETTLE_AFTER_S = 0.5
 _SETTLE_TIMES = 3
 """A btrfs frees a destroyed subvolume after one commit and its blocks after the next."""
@@ -29,7 +32,12 @@ class Sweeper:
         self._working = False
         self._stopping = False
         self._unsettled = 0
+        self._chores: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+
+    def every_round(self, chore: Callable[[], None]) -> None:
+        """Do this too, now and then."""
+        self._chores.append(chore)
 
     def start(self) -> None:
         """Begin, with what an earlier driver left behind."""
@@ -82,7 +90,7 @@ class Sweeper:
                 self._settle()
             if time.monotonic() >= next_round and not self._stopping:
                 self._round()
-                next_round = time.monotonic() + _ROUND_S
+                next_round = time.monotonic() + (_ROUND_S if self._pools.ready else _MISSING_ROUND_S)
 
     def _settle(self) -> None:
         for pool in self._pools.all():
@@ -108,6 +116,8 @@ class Sweeper:
                 with suppress(HostError):  # a disk that fails is told of when it is used
                     self._add_leftovers(pool, TRASH)  # what could not be removed before
             self._pools.sample()
+            for chore in self._chores:
+                chore()
         except DriverError as error:
             _log.warning("looking after the pools: %s", error)
         except Exception:  # noqa: BLE001 (likewise)

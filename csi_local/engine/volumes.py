@@ -4,8 +4,8 @@ import bisect
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from csi_local.engine.api import VolumeView
 from csi_local.engine.copies import Copies
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
@@ -15,6 +15,7 @@ from csi_local.engine.restoring import Restorer
 from csi_local.engine.sources import Source
 from csi_local.engine.sweeper import Sweeper
 from csi_local.host.api import Host
+from csi_local.model.accessibility import ANYWHERE, Accessibility
 from csi_local.model.errors import (
     Busy,
     DamagedRecord,
@@ -25,37 +26,14 @@ from csi_local.model.errors import (
 )
 from csi_local.model.observed import FileKind
 from csi_local.model.quantity import Bytes
-from csi_local.model.volume import VolumeId, VolumeRecord, check_name, known_id, volume_id
+from csi_local.model.volume import VolumeId, VolumeRecord, check_name, is_ephemeral, known_id
 from csi_local.plan import life, sizes
-from csi_local.plan.placement import Placement, available, place, unfit
+from csi_local.plan.placement import Capacity, Placement, capacity_of, place
 from csi_local.plan.request import VolumeRequest, check_same, new_record, shape
+from csi_local.plan.staging import lost
 
 _log = logging.getLogger(__name__)
 _SWEEP_WAIT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VolumeView:
-    """A volume as the services show it.
-
-    Attributes:
-        record: None where it cannot be read; *problem* then says why.
-        problem: what is wrong with the volume, or "".
-    """
-
-    id: VolumeId
-    pool: str
-    record: VolumeRecord | None
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capacity:
-    """Room for new volumes of one kind, in bytes: in all, the largest possible, and the smallest possible."""
-
-    available: Bytes
-    largest: Bytes
-    smallest: Bytes
 
 
 class Volumes:
@@ -70,18 +48,21 @@ class Volumes:
         sweeper: Sweeper,
         copies: Copies,
         clock: Callable[[], float] = time.time,
+        node: str = "",
     ) -> None:
+        """*node* is the name of the node that this is, and so of all that is made here."""
         self._host = host
         self._pools = pools
         self._executor = executor
         self._locks = locks
         self._sweeper = sweeper
         self._clock = clock
+        self._node = node
         self._observer = Observer(host)
         self._copies = copies
         self._restorer = Restorer(host, pools, executor, locks, copies)
 
-    def create(self, request: VolumeRequest, patience_s: float) -> VolumeView:
+    def create(self, request: VolumeRequest, patience_s: float, where: Accessibility = ANYWHERE) -> VolumeView:
         """Make a volume, or find the one that an identical request made.
 
         Raises:
@@ -89,9 +70,12 @@ class Volumes:
             AlreadyExists: the name is taken by a different volume.
             NotFound: what it is to be made from is not there.
             Busy: the data is still being copied; the same request again finds it.
-            ResourceExhausted: no pool here fits; the message goes through all of them.
+            ResourceExhausted: it must be on other nodes, or no pool here fits; the message goes through all of them.
         """
-        volume = volume_id(check_name(request.name))
+        if not where.allows(self._node):
+            raise ResourceExhausted(f"the volume must be on another node than {self._node}")
+        check_name(request.name)
+        volume = request.id
         with self._locks.hold(volume, patience_s):
             pool = self._pools.locate(volume)
             if pool is None:
@@ -99,7 +83,7 @@ class Volumes:
             record = pool.store.load(volume)
             check_same(record, request)
             pool.store.sync(volume)
-            return VolumeView(id=volume, pool=pool.spec.name, record=record)
+            return self._shown(pool, volume, record)
 
     def _make(self, request: VolumeRequest, volume: VolumeId, patience_s: float) -> VolumeView:
         source = self._restorer.find(request.source) if request.source else None
@@ -123,7 +107,7 @@ class Volumes:
             with pool.promising(record):
                 self._executor.run("create", operations)
         _log.debug("created volume %s: %d bytes, %s in pool %s", volume, record.size, record.backend, pool.spec.name)
-        return VolumeView(id=volume, pool=pool.spec.name, record=record)
+        return self._shown(pool, volume, record)
 
     def _place(self, request: VolumeRequest, size: Bytes, source: Source | None) -> Placement:
         """Where a volume goes: beside its source where it fits there, since that takes no copy of the data."""
@@ -139,7 +123,8 @@ class Volumes:
         wanted = shape(request.parameters, request.capabilities)
         if size is None:
             size = sizes.deliverable(request.capacity, sizes.smallest(wanted.backend, wanted.filesystem))
-        return place(request.parameters, wanted, size, self._pools.views())
+        views = self._pools.views()
+        return place(request.parameters, wanted, size, views, ephemeral=bool(request.ephemeral))
 
     def delete(self, shown: str, patience_s: float) -> None:
         """Remove a volume; no error where it is not there.
@@ -160,18 +145,31 @@ class Volumes:
                     pool.store.sync(volume)
                 return
             pool.store.load(volume)  # what cannot be believed is not removed either
-            self._check_unused(pool, volume)
-            if self._copies.is_read(volume):
-                raise Busy(f"volume {volume} is being copied; try again when that is done")
-            trash = pool.store.unused_trash(volume)
-            try:
-                self._executor.run("delete", life.delete(pool.layout.volume(volume), trash))
-            except Exception:
-                if not pool.store.exists(volume):  # it failed after the commit
-                    self._forget(pool, volume, trash)
-                raise
-            self._forget(pool, volume, trash)
-            _log.debug("deleted volume %s from pool %s", volume, pool.spec.name)
+            self._remove(pool, volume)
+
+    def delete_ephemeral(self, pool: Pool, volume: VolumeId, patience_s: float) -> None:
+        """Remove an ephemeral volume, whatever its record says: its content was never to outlive its pod.
+
+        Raises:
+            FailedPrecondition: it is in use on this node.
+        """
+        with self._locks.hold(volume, patience_s):
+            if pool.store.exists(volume):
+                self._remove(pool, volume)
+
+    def _remove(self, pool: Pool, volume: VolumeId) -> None:
+        self._check_unused(pool, volume)
+        if self._copies.is_read(volume):
+            raise Busy(f"volume {volume} is being copied; try again when that is done")
+        trash = pool.store.unused_trash(volume)
+        try:
+            self._executor.run("delete", life.delete(pool.layout.volume(volume), trash))
+        except Exception:
+            if not pool.store.exists(volume):  # it failed after the commit
+                self._forget(pool, volume, trash)
+            raise
+        self._forget(pool, volume, trash)
+        _log.debug("deleted volume %s from pool %s", volume, pool.spec.name)
 
     def _forget(self, pool: Pool, volume: VolumeId, trash: str) -> None:
         pool.forget(volume)
@@ -198,12 +196,18 @@ class Volumes:
         try:
             record = pool.store.load(volume)
         except DamagedRecord as error:
-            return VolumeView(id=volume, pool=pool.spec.name, record=None, problem=str(error))
-        return VolumeView(id=volume, pool=pool.spec.name, record=record, problem=self._problem(pool, record))
+            return self._shown(pool, volume, None, str(error))
+        return self._shown(pool, volume, record, self._problem(pool, record))
+
+    def _shown(self, pool: Pool, volume: VolumeId, record: VolumeRecord | None, problem: str = "") -> VolumeView:
+        return VolumeView(id=volume, node=self._node, pool=pool.spec.name, record=record, problem=problem)
 
     def _problem(self, pool: Pool, record: VolumeRecord) -> str:
         """What can be seen to be wrong with a volume's bytes."""
         try:
+            if record.adopted:
+                there = self._host.stat(record.adopted)
+                return "" if record.adopted_is(there) else lost(record, there)
             data = self._host.stat(pool.layout.data(record.id))
             image = self._host.stat(pool.layout.image(record.id))
         except SyscallFailed as error:
@@ -215,12 +219,13 @@ class Volumes:
             return f"its image has {found.size} bytes instead of {record.size}"
         return ""
 
-    def list(self, after: str, count: int) -> tuple[list[VolumeView], str]:
+    def list(self, after: str, count: int, *, ephemeral: bool = False) -> tuple[list[VolumeView], str]:
         """At most *count* volumes (0: all) in the order of their ids, beginning behind *after*.
 
-        The second value is where to go on, "" at the end.
+        The second value is where to go on, "" at the end. Those of a single pod are among them only with *ephemeral*.
         """
-        where = {volume: pool for pool in self._pools.all() for volume in pool.store.volumes()}
+        there = ((volume, pool) for pool in self._pools.all() for volume in pool.store.volumes())
+        where = {volume: pool for volume, pool in there if ephemeral or not is_ephemeral(volume)}
         ids = sorted(where)
         start = bisect.bisect_right(ids, after) if after else 0
         chosen = ids[start : start + count] if count else ids[start:]
@@ -233,14 +238,11 @@ class Volumes:
         more = bool(count) and start + count < len(ids)
         return views, chosen[-1] if more else ""
 
-    def capacity(self, request: VolumeRequest) -> Capacity:
-        """Room for volumes of that kind.
+    def capacity(self, request: VolumeRequest, where: Accessibility = ANYWHERE) -> Capacity:
+        """Room for volumes of that kind; none where they must be on other nodes.
 
         Raises:
             InvalidArgument: there is no such kind.
         """
         wanted = shape(request.parameters, request.capabilities)
-        least = sizes.smallest(wanted.backend, wanted.filesystem)
-        views = [view for view in self._pools.views() if not unfit(request.parameters, wanted, view)]
-        rooms = [room for view in views if (room := available(request.parameters, view)) >= least]
-        return Capacity(available=Bytes(sum(rooms)), largest=max(rooms, default=Bytes(0)), smallest=least)
+        return capacity_of(request.parameters, wanted, self._pools.views() if where.allows(self._node) else [])

@@ -44,6 +44,9 @@ class Files(Protocol):
     def make_file(self, path: str) -> None:
         """Make one empty file, 0600; EEXIST where something is there."""
 
+    def make_link(self, path: str, target: str) -> None:
+        """Make a symbolic link to *target*; EEXIST where something is there."""
+
     def set_mode(self, path: str, mode: int) -> None:
         """Change the mode of a directory."""
 

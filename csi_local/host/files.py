@@ -89,6 +89,11 @@ class LinuxFiles:
         with opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW) as fd:
             os.fchmod(fd, 0o600)
 
+    def make_link(self, path: str, target: str) -> None:
+        """See ``Files.make_link``."""
+        with failing_as(f"make link {path}"):
+            os.symlink(target, path)
+
     def set_mode(self, path: str, mode: int) -> None:
         """See ``Files.set_mode``."""
         with opened(path, _DIRECTORY) as fd, failing_as(f"change the mode of {path}"):

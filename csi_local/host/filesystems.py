@@ -3,12 +3,13 @@
 import errno
 import os
 import struct
+import time
 from collections.abc import Sequence
 
 from csi_local.host import quota
 from csi_local.host.run import run
 from csi_local.host.syscalls import failing_as, ioctl, opened
-from csi_local.model.errors import CommandFailed, FailedPrecondition, SyscallFailed
+from csi_local.model.errors import Busy, CommandFailed, FailedPrecondition, SyscallFailed
 from csi_local.model.observed import Signature
 from csi_local.model.quantity import Bytes
 from csi_local.model.volume import Filesystem
@@ -20,6 +21,7 @@ _PREZEROED = "assume_storage_prezeroed=1"
 """New images read as zeros. Otherwise the kernel zeroes inode tables later, which a loop device does by punching holes
 into the image, and their blocks are no longer reserved."""
 _MKFS_TRIES = 8
+_MKFS_PAUSE_S = 0.1
 _EXT4_SUPER, _EXT4_MAGIC = 1024, 0xEF53
 _BTRFS_SUPER, _BTRFS_MAGIC = 65536, b"_BHRfS_M"
 _XFS_FSGEOMETRY_V1, _XFS_GEOMETRY_BYTES = 0x80705864, 112
@@ -70,9 +72,14 @@ def _run_mkfs(argv: list[str]) -> None:
         try:
             run(argv)
         except CommandFailed as error:
+            another = "non-unique UUID" in str(error)
+            if not left and another:
+                raise Busy(f"an earlier mkfs, or a device of its, is not gone yet; try again: {error}") from error
             if not left:
                 raise
-            if "assume_storage_prezeroed" in str(error):  # e2fsprogs before 1.47
+            if another:
+                time.sleep(_MKFS_PAUSE_S)
+            elif "assume_storage_prezeroed" in str(error):  # e2fsprogs before 1.47
                 argv = [word.replace(f",{_PREZEROED}", "") for word in argv]
             elif "cannot check mount status" not in str(error):
                 raise  # mkfs.btrfs says that when a loop device, any, is detached while it looks at all of them

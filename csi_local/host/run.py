@@ -59,6 +59,7 @@ def run(argv: Sequence[str], *, ok: Sequence[int] = (0,), timeout_s: float = TIM
     environment = {
         "PATH": search_path(),
         "LC_ALL": "C",
+        "BLKID_FILE": os.devnull,  # libblkid(3): no cache, which would tell mkfs of devices that were
         "DM_DISABLE_UDEV": os.environ.get("DM_DISABLE_UDEV", ""),
     }
     try:

@@ -18,9 +18,9 @@ AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 _AT_SYMLINK_NOFOLLOW = 0x100
 _AT_NO_AUTOMOUNT = 0x800
-_STATX_BASIC_STATS = 0x7FF
+_STATX_BASIC_STATS, _STATX_BTIME = 0x7FF, 0x800
 _STATX_ATTR_MOUNT_ROOT = 0x2000
-_STATX = struct.Struct("=IIQIIIHHQQQQ64xIIII")
+_STATX = struct.Struct("=IIQIIIHHQQQQ16xqI36xIIII")
 _StatxBuffer = ctypes.c_char * 256
 _RENAME_NOREPLACE = 1
 
@@ -110,12 +110,13 @@ def statx(path: str) -> FileInfo | None:
     """statx(2) without following a final symbolic link; None where nothing is there."""
     buffer = _StatxBuffer()
     flags = _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT
-    if _LIBC.statx(AT_FDCWD, os.fsencode(path), flags, _STATX_BASIC_STATS, buffer) < 0:
+    if _LIBC.statx(AT_FDCWD, os.fsencode(path), flags, _STATX_BASIC_STATS | _STATX_BTIME, buffer) < 0:
         number = ctypes.get_errno()
         if number in (errno.ENOENT, errno.ENOTDIR):
             return None
         raise SyscallFailed(f"stat {path}", number)
-    (_, _, attributes, _, _, gid, mode, _, inode, size, blocks, _, *devices) = _STATX.unpack_from(buffer)
+    (mask, _, attributes, _, _, gid, mode, _, inode, size, blocks, _, *rest) = _STATX.unpack_from(buffer)
+    seconds, nanoseconds, *devices = rest
     return FileInfo(
         kind=_KINDS.get(mode & 0o170000, FileKind.OTHER),
         size=size,
@@ -126,6 +127,7 @@ def statx(path: str) -> FileInfo | None:
         mount_root=bool(attributes & _STATX_ATTR_MOUNT_ROOT),
         gid=gid,
         mode=mode & 0o7777,
+        born=seconds * 10**9 + nanoseconds if mask & _STATX_BTIME else 0,
     )
 
 

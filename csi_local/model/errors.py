@@ -11,8 +11,10 @@
     ├── FailedPrecondition    the state of the node forbids it; the message says what to change
     │   └── DamagedRecord     this volume's record cannot be read or believed
     ├── Busy                  another operation on the same volume is under way
+    │   └── Conflict          somebody else has written the object of the Kubernetes API meanwhile
     ├── Unsupported           this version, or this node, cannot do it
     ├── Unavailable           a pool is missing or its disk fails; the same request may work later
+    │   └── Expired           the Kubernetes API no longer knows that version; list again
     └── HostError             the kernel or a program refused
         ├── SyscallFailed     carries the errno
         └── CommandFailed     carries the exit status and the last lines it printed
@@ -61,12 +63,20 @@ class Busy(DriverError):
     """Another operation on the same thing is under way."""
 
 
+class Conflict(Busy):
+    """Written by somebody else since it was read."""
+
+
 class Unsupported(DriverError):
     """Not in this version, or not on this node."""
 
 
 class Unavailable(DriverError):
     """A pool is missing or failing."""
+
+
+class Expired(Unavailable):
+    """A resource version that is too old to go on from."""
 
 
 class HostError(DriverError):
@@ -98,3 +108,29 @@ class CommandFailed(HostError):
         """*message* names the program and what it printed."""
         super().__init__(message)
         self.status = status
+
+
+_ERRNO_KINDS: dict[int, type[DriverError]] = {
+    errno.ENOSPC: ResourceExhausted,
+    errno.EDQUOT: ResourceExhausted,
+    errno.EFBIG: OutOfRange,
+    errno.EACCES: FailedPrecondition,
+    errno.EPERM: FailedPrecondition,
+    errno.EEXIST: Busy,
+    errno.EBUSY: FailedPrecondition,
+    errno.ENOENT: FailedPrecondition,
+    errno.ENOTDIR: FailedPrecondition,
+    errno.ELOOP: InvalidArgument,
+    errno.ENAMETOOLONG: InvalidArgument,
+    errno.EROFS: Unavailable,
+    errno.EIO: Unavailable,
+    errno.ENODEV: Unavailable,
+    errno.ENXIO: Unavailable,
+}
+
+
+def kind_of(error: Exception) -> type[Exception]:
+    """The class whose meaning an error has for a caller: its own, or what the errno of a system call comes down to."""
+    if isinstance(error, SyscallFailed):
+        return _ERRNO_KINDS.get(error.errno, SyscallFailed)
+    return type(error)

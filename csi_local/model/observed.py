@@ -25,6 +25,7 @@ class FileInfo:
         device: number of the device its filesystem is on.
         special: for a block device node, the device it stands for.
         mount_root: whether a mount begins here (STATX_ATTR_MOUNT_ROOT).
+        born: when it was made, in nanoseconds since the epoch; 0 where the filesystem does not say.
     """
 
     kind: FileKind
@@ -36,6 +37,7 @@ class FileInfo:
     mount_root: bool
     gid: int
     mode: int
+    born: int = 0
 
     @property
     def identity(self) -> tuple[int, int]:

@@ -47,6 +47,13 @@ class RemoveTree(OnPath):
     """Remove what is there, if anything: files, subvolumes, and limits set on them."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeLink(OnPath):
+    """Make a symbolic link: that is all that a pool holds of an adopted directory."""
+
+    target: str
+
+
 class SyncDirectory(OnPath):
     """Make the directory's entries durable (fsync(2))."""
 
@@ -252,6 +259,14 @@ class SetGroup(OnPath):
     """Let a group write: group, setgid and group bits on the tree, unless its root has them already."""
 
     group: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeeMounted(OnPath):
+    """See that what is mounted here is the directory with that inode and birth: a path can be exchanged meanwhile."""
+
+    inode: int
+    born: int
 
 
 class MakeTargetDirectory(OnPath):

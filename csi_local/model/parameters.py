@@ -3,10 +3,11 @@
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from csi_local.model.errors import InvalidArgument
 from csi_local.model.pool import Media, one_of
+from csi_local.model.quantity import Bytes, parse_bytes
 from csi_local.model.volume import Allocation, BackendKind, Filesystem, QuotaMode
 
 FS_TYPE = "csi.storage.k8s.io/fstype"
@@ -15,6 +16,20 @@ NAMES = ("allocation", "backend", "encryption", "media", "mkfsOptions", "placeme
 
 LABELS = ("csi.storage.k8s.io/pvc/name", "csi.storage.k8s.io/pvc/namespace", "csi.storage.k8s.io/pv/name")
 """What the provisioner adds with ``--extra-create-metadata``; kept for people, never compared."""
+
+_CONTEXT = "csi.storage.k8s.io/"
+EPHEMERAL = f"{_CONTEXT}ephemeral"
+"""What the kubelet says of an inline volume, where the CSIDriver object has ``podInfoOnMount``."""
+
+POD_LABELS = tuple(f"{_CONTEXT}{name}" for name in ("pod.name", "pod.namespace", "pod.uid", "serviceAccount.name"))
+"""What the kubelet says of the pod; kept for people, never compared."""
+
+TOKENS = f"{_CONTEXT}serviceAccount.tokens"
+"""Tokens of the pod, where the CSIDriver object asks for them, as ours does not: never kept, never shown."""
+
+_ADMINISTRATORS = ("mkfsOptions",)
+EPHEMERAL_NAMES = ("size", *(name for name in NAMES if name not in _ADMINISTRATORS))
+"""Every attribute that a pod's author may give an inline volume."""
 
 PLACEMENTS = ("spread", "pack")
 
@@ -50,6 +65,34 @@ class ClassParameters:
     mkfs_options: tuple[str, ...] = ()
     given: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def parse_ephemeral(context: Mapping[str, str]) -> tuple[Bytes, ClassParameters]:
+    """Read the volume context of an inline ephemeral volume: its size, and what a StorageClass would say of it.
+
+    It was written by whoever may make a pod, not by an administrator. So what would let a pod have more than it
+    was given (a limit that nobody enforces) or hand options to a program that runs as root (mkfs) is refused.
+
+    Raises:
+        InvalidArgument: a name or value does not exist, or is not a pod's to choose; the message names those that are.
+    """
+    labels = {key: value for key, value in context.items() if key in POD_LABELS}
+    given = {key: value for key, value in context.items() if key not in (*POD_LABELS, EPHEMERAL, TOKENS)}
+    unknown = sorted(set(given) - set(EPHEMERAL_NAMES))
+    if unknown:
+        what = "is an administrator's to set, in a StorageClass" if unknown[0] in _ADMINISTRATORS else "does not exist"
+        raise InvalidArgument(
+            f"attribute {unknown[0]!r} of an inline volume {what}; there are {', '.join(EPHEMERAL_NAMES)}"
+        )
+    if "size" not in given:
+        raise InvalidArgument("an inline volume needs the attribute size, for example 1Gi")
+    size = parse_bytes(given["size"])
+    if not size:
+        raise InvalidArgument("the size of an inline volume cannot be 0")
+    found = parse_parameters({key: value for key, value in given.items() if key != "size"})
+    if found.quota is QuotaMode.ADVISORY:
+        raise InvalidArgument("quota: advisory is an administrator's to set, in a StorageClass: nothing enforces it")
+    return size, replace(found, given=given, labels=labels)
 
 
 def parse_parameters(parameters: Mapping[str, str]) -> ClassParameters:

@@ -37,19 +37,21 @@ class QuotaSupport(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reserve:
-    """Room kept back in a pool: a number of bytes, or a share of the whole."""
+class Share:
+    """A part of a pool: a number of bytes, or a percentage of the whole."""
 
     amount: Bytes = Bytes(0)
     percent: float = 0.0
 
     def of(self, total: int) -> Bytes:
-        """The reserve of a pool of *total* bytes."""
+        """That part of a pool of *total* bytes."""
         return Bytes(self.amount + int(total * self.percent / 100))
 
 
-DEFAULT_RESERVE = Reserve(percent=2.0)
+DEFAULT_RESERVE = Share(percent=2.0)
 """Filesystems slow down and fail in odd ways when completely full."""
+
+ALL = Share(percent=100.0)
 
 MIN_POOL_IMAGE = Bytes(512 * 1024 * 1024)
 """Room for the smallest XFS (300 MiB) and something in it."""
@@ -65,7 +67,9 @@ class PoolSpec:
         filesystem: made on an image or a device.
         allocation: whether the image file's own blocks are reserved.
         media: None to read it from the disk.
+        reserve: the part that is kept back.
         overcommit: how often the pool's room may be promised to thin volumes; 1 promises it once.
+        ephemeral: the part that inline ephemeral volumes may have in all; pods' authors ask for them.
         mounted: whether a filesystem must be mounted at the directory (``path`` only).
     """
 
@@ -76,8 +80,9 @@ class PoolSpec:
     filesystem: Filesystem = Filesystem.XFS
     allocation: Allocation = Allocation.THICK
     media: Media | None = None
-    reserve: Reserve = DEFAULT_RESERVE
+    reserve: Share = DEFAULT_RESERVE
     overcommit: float = 1.0
+    ephemeral: Share = ALL
     mounted: bool = False
 
 
@@ -113,6 +118,10 @@ class PoolView:
     Attributes:
         room: what a new thick or directory volume could get.
         thin_room: what a new thin volume could be promised.
+        ephemeral_room: what of either an inline ephemeral volume could have.
+        promised: the sizes of its volumes, added up.
+        volumes: how many it has.
+        uuid: what it calls itself, wherever its disk is plugged in.
         unavailable: why the pool cannot be used now, or "".
     """
 
@@ -123,6 +132,10 @@ class PoolView:
     total: Bytes
     room: Bytes
     thin_room: Bytes
+    ephemeral_room: Bytes = Bytes(0)
+    promised: Bytes = Bytes(0)
+    volumes: int = 0
+    uuid: str = ""
     unavailable: str = ""
 
 
@@ -136,9 +149,9 @@ class _Answer(StrEnum):
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _KEYS = {
-    PoolKind.PATH: {"media", "reserve", "overcommit", "mounted"},
-    PoolKind.IMAGE: {"media", "reserve", "overcommit", "size", "fs", "allocation"},
-    PoolKind.DEVICE: {"media", "reserve", "overcommit", "fs"},
+    PoolKind.PATH: {"media", "reserve", "overcommit", "ephemeral", "mounted"},
+    PoolKind.IMAGE: {"media", "reserve", "overcommit", "ephemeral", "size", "fs", "allocation"},
+    PoolKind.DEVICE: {"media", "reserve", "overcommit", "ephemeral", "fs"},
 }
 
 
@@ -190,6 +203,7 @@ def pool_spec(name: str, kind: str, target: str, options: Mapping[str, str]) -> 
         allocation=one_of(Allocation, options.get("allocation", "thick"), f"{where}: allocation"),
         media=one_of(Media, options["media"], f"{where}: media") if "media" in options else None,
         reserve=_reserve(options["reserve"], where) if "reserve" in options else DEFAULT_RESERVE,
+        ephemeral=_share(options["ephemeral"], f"{where}: ephemeral") if "ephemeral" in options else ALL,
         overcommit=_ratio(options.get("overcommit", "1"), where),
         mounted=one_of(_Answer, options.get("mounted", "no"), f"{where}: mounted") is _Answer.YES,
     )
@@ -207,13 +221,20 @@ def one_of(kind: type[E], text: str, where: str) -> E:
         raise InvalidArgument(f"{where} {text!r} does not exist; there are {', '.join(kind)}") from None
 
 
-def _reserve(text: str, where: str) -> Reserve:
-    if not text.endswith("%"):
-        return Reserve(amount=parse_bytes(text))
-    percent = _number(text[:-1], f"{where}: reserve")
-    if percent >= 100:  # noqa: PLR2004
+def _reserve(text: str, where: str) -> Share:
+    share = _share(text, f"{where}: reserve")
+    if share.percent >= ALL.percent:
         raise InvalidArgument(f"{where}: reserve {text} leaves nothing")
-    return Reserve(percent=percent)
+    return share
+
+
+def _share(text: str, where: str) -> Share:
+    if not text.endswith("%"):
+        return Share(amount=parse_bytes(text))
+    percent = _number(text[:-1], where)
+    if percent > ALL.percent:
+        raise InvalidArgument(f"{where} {text} is more than there is")
+    return Share(percent=percent)
 
 
 def _ratio(text: str, where: str) -> float:

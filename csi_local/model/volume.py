@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import NewType
 
 from csi_local.model.errors import InvalidArgument
+from csi_local.model.observed import FileInfo, FileKind
 from csi_local.model.quantity import Bytes
 
 VolumeId = NewType("VolumeId", str)
@@ -18,24 +19,47 @@ MAX_NAME = 128
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-_DIGEST = re.compile(r"sha256-[0-9a-f]{40}")
+_DIGEST = re.compile(r"(sha256|ephemeral)-[0-9a-f]{40}")
+_EPHEMERAL = "ephemeral-"
 
 
 def volume_id(name: str) -> VolumeId:
     """The id of the volume called *name*: a pure function, so that a retry finds its volume without a search.
 
     It is the name itself where that is a safe file name, else a digest of it. A name that looks like such a
-    digest is digested too, so that no two names share an id.
+    digest, or like :func:`ephemeral_id`'s, is digested too, so that no two names share an id.
     """
     if _SAFE.fullmatch(name) and not _DIGEST.fullmatch(name):
         return VolumeId(name)
-    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
-    return VolumeId(f"sha256-{digest[:40]}")
+    return VolumeId(f"sha256-{_digest(name)}")
+
+
+def ephemeral_id(handle: str) -> VolumeId:
+    """The id of the inline ephemeral volume with that *handle* of the CO's: never that of an ordinary volume."""
+    return VolumeId(f"{_EPHEMERAL}{_digest(handle)}")
+
+
+def is_ephemeral(volume: VolumeId) -> bool:
+    """Whether a volume lives and dies with one pod; its id says so, whatever became of its record."""
+    return volume.startswith(_EPHEMERAL) and _DIGEST.fullmatch(volume) is not None
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:40]
+
+
+def stored_id(name: str) -> VolumeId | None:
+    """The name of a directory among the volumes as an id, or None where it cannot be a volume of ours."""
+    return VolumeId(name) if _SAFE.fullmatch(name) else None
 
 
 def known_id(text: str) -> VolumeId | None:
-    """*text* as an id, or None where no volume of ours can have it."""
-    return VolumeId(text) if _SAFE.fullmatch(text) else None
+    """What a CO calls a volume as an id, or None where no volume of ours can have it.
+
+    An ephemeral volume is known by its handle alone: by its id nobody can stage, publish, grow or delete it.
+    """
+    volume = stored_id(text)
+    return None if volume is None or is_ephemeral(volume) else volume
 
 
 class BackendKind(StrEnum):
@@ -150,6 +174,9 @@ class VolumeRecord:
         created: seconds since the epoch.
         fs_uuid: of the filesystem made, or, while ``formatting``, about to be made.
         source: what it was made from, as ``snapshot/<id>`` or ``volume/<id>``; "" where it began empty.
+        adopted: of a volume that is a directory elsewhere, its path; "" for every other. The directory itself is known
+            again by its inode and by when it was made: a device's number may be another after the next start.
+        ephemeral: of an inline ephemeral volume the one path at which its pod has it; "" for every other.
     """
 
     id: VolumeId
@@ -169,6 +196,16 @@ class VolumeRecord:
     format: FormatState = FormatState.NONE
     fs_uuid: str = ""
     source: str = ""
+    ephemeral: str = ""
+    adopted: str = ""
+    adopted_inode: int = 0
+    adopted_born: int = 0
+
+    def adopted_is(self, found: FileInfo | None) -> bool:
+        """Whether that is the directory that was adopted."""
+        if found is None or found.kind is not FileKind.DIRECTORY:
+            return False
+        return (found.inode, found.born) == (self.adopted_inode, self.adopted_born)
 
     @property
     def thick(self) -> bool:

@@ -1,9 +1,12 @@
 """A volume's beginning, growth and end, as operations on its pool."""
 
+import re
+
 from csi_local.backends import directory, loopfile
 from csi_local.model.operations import (
     Commit,
     MakeDirectory,
+    MakeLink,
     MakeRecord,
     Operation,
     RemoveTree,
@@ -12,7 +15,7 @@ from csi_local.model.operations import (
 )
 from csi_local.model.pool import Abilities
 from csi_local.model.quantity import Bytes
-from csi_local.model.volume import BackendKind, VolumeRecord
+from csi_local.model.volume import BackendKind, VolumeId, VolumeRecord
 from csi_local.store.layout import RECORD_FILE, Layout
 
 
@@ -40,9 +43,35 @@ def create(record: VolumeRecord, layout: Layout, abilities: Abilities, *, leftov
     )
 
 
+def adopt(record: VolumeRecord, layout: Layout) -> tuple[Operation, ...]:
+    """Make the record of a directory that is a volume where it is, under a name that no making of a volume has."""
+    place = layout.new(VolumeId(f"{record.id}.adopted"))
+    return (
+        RemoveTree(path=place),
+        MakeDirectory(path=place),
+        MakeRecord(path=f"{place}/{RECORD_FILE}", record=record),
+        MakeLink(path=f"{place}/data", target=record.adopted),
+        SyncDirectory(path=place),
+        Commit(source=place, target=layout.volume(record.id)),
+    )
+
+
 def delete(record_directory: str, trash: str) -> tuple[Operation, ...]:
     """Take the final name away: that is the commit. What has no name any more is removed in the background."""
     return (Commit(source=record_directory, target=trash),)
+
+
+_POD = re.compile(r"(/.*/pods/[^/]+)/volumes/[^/]+/[^/]+/mount")
+
+
+def pod_directory(target: str) -> str | None:
+    """The directory that the kubelet has for the pod of a *target*; None where the path is no kubelet's.
+
+    It makes that first of all for a pod, and removes it last, when nothing of the pod is left
+    (``KUBELET_DIR/pods/UID/volumes/PLUGIN/VOLUME/mount``).
+    """
+    found = _POD.fullmatch(target)
+    return found.group(1) if found else None
 
 
 def grow(record: VolumeRecord, after: VolumeRecord, layout: Layout, abilities: Abilities) -> tuple[Operation, ...]:

@@ -6,12 +6,13 @@ room, ``pack`` the one with the least that is enough. Equal rooms go by name, so
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from csi_local.model.parameters import ClassParameters
 from csi_local.model.pool import PoolView, QuotaSupport
 from csi_local.model.quantity import Bytes, format_bytes
 from csi_local.model.volume import Allocation, BackendKind, QuotaMode
+from csi_local.plan import sizes
 from csi_local.plan.request import Shape
 
 
@@ -40,9 +41,20 @@ class Placement:
         return "; ".join(f"pool {verdict.pool}: {verdict.reason}" for verdict in self.verdicts)
 
 
-def place(parameters: ClassParameters, shape: Shape, size: Bytes, pools: Iterable[PoolView]) -> Placement:
-    """Choose a pool for a volume of *size* bytes."""
-    views = sorted(pools, key=lambda view: view.name)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """Room for new volumes of one kind, in bytes: in all, the largest possible, and the smallest possible."""
+
+    available: Bytes
+    largest: Bytes
+    smallest: Bytes
+
+
+def place(
+    parameters: ClassParameters, shape: Shape, size: Bytes, pools: Iterable[PoolView], *, ephemeral: bool = False
+) -> Placement:
+    """Choose a pool for a volume of *size* bytes. An *ephemeral* one has what its pool keeps for such."""
+    views = sorted((_for_ephemeral(view) if ephemeral else view for view in pools), key=lambda view: view.name)
     reasons = {view.name: unfit(parameters, shape, view) or _too_small(parameters, size, view) for view in views}
     fitting = [view for view in views if not reasons[view.name]]
     pack = parameters.placement == "pack"
@@ -59,6 +71,19 @@ def place(parameters: ClassParameters, shape: Shape, size: Bytes, pools: Iterabl
         verdict = Verdict(pool=view.name, small=small, fits=not reasons[view.name], taken=taken, reason=reason)
         verdicts.append(verdict)
     return Placement(pool=chosen, verdicts=tuple(verdicts))
+
+
+def _for_ephemeral(view: PoolView) -> PoolView:
+    most = view.ephemeral_room
+    return replace(view, room=min(view.room, most), thin_room=min(view.thin_room, most))
+
+
+def capacity_of(parameters: ClassParameters, shape: Shape, pools: Iterable[PoolView]) -> Capacity:
+    """The room that these pools have for such volumes."""
+    least = sizes.smallest(shape.backend, shape.filesystem)
+    fitting = [view for view in pools if not unfit(parameters, shape, view)]
+    rooms = [room for view in fitting if (room := available(parameters, view)) >= least]
+    return Capacity(available=Bytes(sum(rooms)), largest=max(rooms, default=Bytes(0)), smallest=least)
 
 
 def available(parameters: ClassParameters, view: PoolView) -> Bytes:

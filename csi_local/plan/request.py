@@ -15,7 +15,9 @@ from csi_local.model.volume import (
     Filesystem,
     FormatState,
     MountAccess,
+    VolumeId,
     VolumeRecord,
+    ephemeral_id,
     volume_id,
 )
 from csi_local.plan import sizes
@@ -23,13 +25,24 @@ from csi_local.plan import sizes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeRequest:
-    """What CreateVolume, GetCapacity and ``explain`` ask for."""
+    """What CreateVolume, GetCapacity, ``explain`` and an inline ephemeral volume ask for.
+
+    Attributes:
+        name: of an ephemeral volume, its handle.
+        ephemeral: the path at which an ephemeral volume is wanted; "" for every other.
+    """
 
     name: str
     capacity: CapacityRange = field(default_factory=CapacityRange)
     capabilities: tuple[Capability, ...] = ()
     parameters: ClassParameters = field(default_factory=ClassParameters)
     source: ContentSource | None = None
+    ephemeral: str = ""
+
+    @property
+    def id(self) -> VolumeId:
+        """The id of the volume asked for."""
+        return ephemeral_id(self.name) if self.ephemeral else volume_id(self.name)
 
     @property
     def source_text(self) -> str:
@@ -156,7 +169,7 @@ def new_record(
         check_like(wanted, like)
         sector_size = max(sector_size, like.sector_size)
     return VolumeRecord(
-        id=volume_id(request.name),
+        id=request.id,
         name=request.name,
         size=size_of(request, wanted, like),
         backend=wanted.backend,
@@ -173,6 +186,7 @@ def new_record(
         format=like.format if like else fresh,
         fs_uuid=like.fs_uuid if like else "",
         source=request.source_text,
+        ephemeral=request.ephemeral,
     )
 
 
@@ -182,6 +196,8 @@ def check_same(record: VolumeRecord, request: VolumeRequest) -> None:
     Raises:
         AlreadyExists: it asks for another size, kind, source or parameters; the message says which.
     """
+    if record.adopted:
+        raise _differs(record, "kind", f"adopted from {record.adopted}")
     if record.source != request.source_text:
         raise _differs(record, "source", record.source or "none")
     wanted = shape(request.parameters, request.capabilities, record if record.source else None)
@@ -194,6 +210,8 @@ def check_same(record: VolumeRecord, request: VolumeRequest) -> None:
         raise _differs(record, "filesystem", str(record.filesystem))
     if dict(record.parameters) != dict(request.parameters.given):
         raise _differs(record, "parameters", str(dict(record.parameters)))
+    if record.ephemeral != request.ephemeral:
+        raise _differs(record, "target", record.ephemeral)
 
 
 def _differs(record: VolumeRecord, what: str, has: str) -> AlreadyExists:

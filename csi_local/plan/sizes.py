@@ -114,7 +114,12 @@ def rooms(spec: PoolSpec, seen: Room, promised: Promises, overhead: int = 0) -> 
 
 
 def weight(record: VolumeRecord, *, shares: bool = False) -> Promises:
-    """What one volume was promised; *shares* where one that is made from something shares blocks with that."""
+    """What one volume was promised; *shares* where one that is made from something shares blocks with that.
+
+    An adopted directory's bytes are none of the pool's.
+    """
+    if record.adopted:
+        return Promises()
     if record.backend is BackendKind.DIRECTORY:
         return Promises(directories=record.size)
     if record.allocation is Allocation.THIN:

@@ -9,7 +9,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from csi_local.backends import loopfile
-from csi_local.model.errors import AlreadyExists, FailedPrecondition
+from csi_local.model.errors import AlreadyExists, Busy, FailedPrecondition
 from csi_local.model.mount_options import MountOptions
 from csi_local.model.observed import FileInfo, FileKind, LoopDevice, Signature
 from csi_local.model.operations import (
@@ -22,6 +22,7 @@ from csi_local.model.operations import (
     MountDevice,
     Operation,
     ResizeImage,
+    SeeMounted,
     SyncDirectory,
     Unmount,
     WriteRecord,
@@ -72,6 +73,7 @@ def stage(
     Raises:
         AlreadyExists: it is staged there with other mount options.
         FailedPrecondition: something else is mounted there, or the volume's bytes are not what they should be.
+        Busy: mkfs that an earlier driver started is still at work.
     """
     if seen.ours:
         known = seen.staged_as
@@ -81,10 +83,10 @@ def stage(
     made = _staging_directory(path, seen)
     _check_bytes(record, layout, seen)
     if record.backend is BackendKind.DIRECTORY:
-        return (
-            *made,
-            BindMount(path=path, source=layout.data(record.id), flags=options.per_mount(read_only=False)),
-        )
+        source = record.adopted or layout.data(record.id)
+        bound = BindMount(path=path, source=source, flags=options.per_mount(read_only=False))
+        seen_again = SeeMounted(path=path, inode=record.adopted_inode, born=record.adopted_born)
+        return (*made, bound, *((seen_again,) if record.adopted else ()))
     attach = loopfile.attach(record, layout.image(record.id), seen.loops)
     made = (*made, *_reserve(record, layout, seen))
     if record.block:
@@ -120,6 +122,10 @@ def _staging_directory(path: str, seen: StagingSeen) -> tuple[Operation, ...]:
 
 def _check_bytes(record: VolumeRecord, layout: Layout, seen: StagingSeen) -> None:
     there = seen.bytes_there
+    if record.adopted:
+        if not record.adopted_is(there):
+            raise FailedPrecondition(f"volume {record.id}: {lost(record, there)}")
+        return
     if record.backend is BackendKind.DIRECTORY:
         if there is None or there.kind is not FileKind.DIRECTORY:
             raise FailedPrecondition(f"volume {record.id}: its data directory {layout.data(record.id)} is gone")
@@ -131,6 +137,13 @@ def _check_bytes(record: VolumeRecord, layout: Layout, seen: StagingSeen) -> Non
             f"volume {record.id}: its image has {there.size} bytes instead of {record.size}; it was cut short,"
             " nothing has been changed"
         )
+
+
+def lost(record: VolumeRecord, there: FileInfo | None) -> str:
+    """What became of an adopted directory that is not where it was."""
+    if there is None:
+        return f"the directory {record.adopted}, which was adopted, is gone; mount its disk"
+    return f"{record.adopted} is another {there.kind} than the directory that was adopted; put that back"
 
 
 def _finish_growing(record: VolumeRecord, options: MountOptions, path: str) -> tuple[Operation, ...]:
@@ -163,9 +176,11 @@ def _format(
 ) -> tuple[tuple[Operation, ...], tuple[Operation, ...]]:
     """What comes before and after the device is attached."""
     assert record.filesystem is not None  # noqa: S101 (checked by the caller; for the type checker)
-    if any(not loop.read_only for loop in seen.loops):
-        raise FailedPrecondition(f"volume {record.id} is not formatted yet, but {seen.loops[0].path} is attached to it")
     interrupted = record.format is FormatState.FORMATTING
+    if any(not loop.read_only for loop in seen.loops):
+        if interrupted:  # mkfs outlives the driver that started it, and nobody can wait for another's child
+            raise Busy(f"volume {record.id}: {seen.loops[0].path} is still being formatted, it seems; try again")
+        raise FailedPrecondition(f"volume {record.id} is not formatted yet, but {seen.loops[0].path} is attached to it")
     uuid = record.fs_uuid if interrupted else new_uuid
     if seen.signature is not None and not (interrupted and seen.signature.uuid == uuid):
         raise FailedPrecondition(

@@ -5,7 +5,6 @@ by walking up their class tree; what was not foreseen becomes INTERNAL with none
 line in the log, and fields that the protocol marks as secret are in none of them.
 """
 
-import errno
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,7 @@ from google.protobuf.message import DecodeError, Message
 
 from csi_local._proto import csi_pb2
 from csi_local.model import errors
+from csi_local.model.parameters import TOKENS
 from csi_local.model.text import on_one_line
 
 _log = logging.getLogger(__name__)
@@ -34,23 +34,6 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
     errors.Unavailable: grpc.StatusCode.UNAVAILABLE,
     errors.HostError: grpc.StatusCode.INTERNAL,
     NotImplementedError: grpc.StatusCode.UNIMPLEMENTED,
-}
-_ERRNO_CODES = {
-    errno.ENOSPC: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errno.EDQUOT: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    errno.EFBIG: grpc.StatusCode.OUT_OF_RANGE,
-    errno.EACCES: grpc.StatusCode.FAILED_PRECONDITION,
-    errno.EPERM: grpc.StatusCode.FAILED_PRECONDITION,
-    errno.EEXIST: grpc.StatusCode.ABORTED,
-    errno.EBUSY: grpc.StatusCode.FAILED_PRECONDITION,
-    errno.ENOENT: grpc.StatusCode.FAILED_PRECONDITION,
-    errno.ENOTDIR: grpc.StatusCode.FAILED_PRECONDITION,
-    errno.ELOOP: grpc.StatusCode.INVALID_ARGUMENT,
-    errno.ENAMETOOLONG: grpc.StatusCode.INVALID_ARGUMENT,
-    errno.EROFS: grpc.StatusCode.UNAVAILABLE,
-    errno.EIO: grpc.StatusCode.UNAVAILABLE,
-    errno.ENODEV: grpc.StatusCode.UNAVAILABLE,
-    errno.ENXIO: grpc.StatusCode.UNAVAILABLE,
 }
 
 _MAX_MESSAGE = 2000
@@ -72,13 +55,17 @@ class Context(Protocol):
 
 
 Handler = Callable[[Any, Context], Message]
+Observe = Callable[[str, str, float], None]
+"""Told of every RPC that has ended: method, name of the status code, seconds."""
+
+
+def unobserved(_method: str, _code: str, _seconds: float) -> None:
+    """Tell nobody."""
 
 
 def code_of(error: Exception) -> grpc.StatusCode:
     """The status code of an error: that of the nearest of its classes that has one."""
-    if isinstance(error, errors.SyscallFailed) and error.errno in _ERRNO_CODES:
-        return _ERRNO_CODES[error.errno]
-    for kind in type(error).__mro__:
+    for kind in errors.kind_of(error).__mro__:
         if kind in CODES:
             return CODES[kind]
     return grpc.StatusCode.INTERNAL
@@ -100,7 +87,7 @@ def decoder(message: type[Message]) -> Callable[[bytes], Message]:
     return decode
 
 
-def guarded(method: str, handler: Handler) -> Callable[[Message, Context], Message]:
+def guarded(method: str, handler: Handler, observe: Observe = unobserved) -> Callable[[Message, Context], Message]:
     """*handler* behind the border."""
 
     def serve(request: Message, context: Context) -> Message:  # noqa: RET503 (abort does not return)
@@ -112,9 +99,12 @@ def guarded(method: str, handler: Handler) -> Callable[[Message, Context], Messa
         except Exception as error:  # noqa: BLE001 (this is where they all end)
             code, text = _answer(method, error)
         else:
+            seconds = time.perf_counter() - began
+            observe(method, grpc.StatusCode.OK.name, seconds)
             level = logging.DEBUG if method in _QUIET else logging.INFO
-            _log.log(level, "%s %s OK %.1f ms", method, _subject(request), (time.perf_counter() - began) * 1000)
+            _log.log(level, "%s %s OK %.1f ms", method, _subject(request), seconds * 1000)
             return response
+        observe(method, code.name, time.perf_counter() - began)
         text = _short(text, _MAX_MESSAGE)
         _log.warning("%s %s %s: %s", method, _subject(request), code.name, on_one_line(text))
         context.abort(code, text)
@@ -195,6 +185,9 @@ class _Shown:
         hidden = [name for name in secret_fields(copy) if len(getattr(copy, name))]
         for name in hidden:
             copy.ClearField(name)
+        context = getattr(copy, "volume_context", {})
+        if TOKENS in context:
+            context[TOKENS] = "***"
         return " ".join([" ".join(str(copy).split()), *(f"{name}: ***" for name in hidden)])
 
 

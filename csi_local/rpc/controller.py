@@ -3,13 +3,11 @@
 from google.protobuf.wrappers_pb2 import Int64Value
 
 from csi_local._proto import csi_pb2
-from csi_local.engine.sizes import Sizes
-from csi_local.engine.snapshots import Snapshots, SnapshotView
-from csi_local.engine.volumes import Volumes
+from csi_local.engine.api import SizeEngine, SnapshotEngine, SnapshotView, VolumeEngine
 from csi_local.model.errors import InvalidArgument, NotFound
 from csi_local.model.parameters import parse_parameters
 from csi_local.plan.request import VolumeRequest, unusable
-from csi_local.rpc import translate
+from csi_local.rpc import snapshots, translate
 from csi_local.rpc.boundary import Context, patience
 
 _Rpc = csi_pb2.ControllerServiceCapability.RPC
@@ -21,23 +19,33 @@ CAPABILITIES = (
     _Rpc.GET_VOLUME,
     _Rpc.VOLUME_CONDITION,
     _Rpc.SINGLE_NODE_MULTI_WRITER,
+)
+COPIES = (
     _Rpc.CREATE_DELETE_SNAPSHOT,
     _Rpc.LIST_SNAPSHOTS,
     _Rpc.CLONE_VOLUME,
 )
+"""What there is only where snapshots are."""
 
 
 class Controller:
     """Volumes and snapshots as the provisioner, the resizer and the snapshotter see them."""
 
     def __init__(
-        self, volumes: Volumes, sizes: Sizes, snapshots: Snapshots, node: str, *, get_snapshot: bool = False
+        self,
+        volumes: VolumeEngine,
+        sizes: SizeEngine,
+        copies: SnapshotEngine | None = None,
+        *,
+        get_snapshot: bool = False,
     ) -> None:
-        """*get_snapshot* offers GetSnapshot, which clients that know an older CSI do not expect."""
+        """Without *copies* there are none, and no clones.
+
+        *get_snapshot* offers GetSnapshot, which clients that know an older CSI do not expect.
+        """
         self._volumes = volumes
         self._sizes = sizes
-        self._snapshots = snapshots
-        self._node = node
+        self._able_to_copy = copies
         self._get_snapshot = get_snapshot
 
     def CreateVolume(  # noqa: N802 (the protocol's name; likewise below)
@@ -45,9 +53,11 @@ class Controller:
     ) -> csi_pb2.CreateVolumeResponse:
         """Make a volume, or answer with the one that is there."""
         wanted = translate.create_request(request)
-        translate.check_accessible(request.accessibility_requirements, self._node)
-        view = self._volumes.create(wanted, patience(context))
-        return csi_pb2.CreateVolumeResponse(volume=translate.volume(view, self._node))
+        if wanted.source and self._able_to_copy is None:
+            raise InvalidArgument("volumes from snapshots or other volumes are not in this version")
+        where = translate.accessibility(request.accessibility_requirements)
+        view = self._volumes.create(wanted, patience(context), where)
+        return csi_pb2.CreateVolumeResponse(volume=translate.volume(view))
 
     def DeleteVolume(  # noqa: N802
         self, request: csi_pb2.DeleteVolumeRequest, context: Context
@@ -94,7 +104,7 @@ class Controller:
         status = csi_pb2.ListVolumesResponse.VolumeStatus
         entries = [
             csi_pb2.ListVolumesResponse.Entry(
-                volume=translate.volume(view, self._node),
+                volume=translate.volume(view),
                 status=status(volume_condition=translate.condition(view.problem)),
             )
             for view in views
@@ -108,22 +118,20 @@ class Controller:
         view = self._volumes.get(translate.volume_id(request.volume_id))
         status = csi_pb2.ControllerGetVolumeResponse.VolumeStatus
         return csi_pb2.ControllerGetVolumeResponse(
-            volume=translate.volume(view, self._node),
+            volume=translate.volume(view),
             status=status(volume_condition=translate.condition(view.problem)),
         )
 
     def GetCapacity(  # noqa: N802
         self, request: csi_pb2.GetCapacityRequest, _context: Context
     ) -> csi_pb2.GetCapacityResponse:
-        """Room for volumes of that class on that node; none on a node that is not this one."""
+        """Room for volumes of that class on that node."""
         wanted = VolumeRequest(
             name="",
             capabilities=tuple(translate.capability(one) for one in request.volume_capabilities),
             parameters=parse_parameters(dict(request.parameters)),
         )
-        found = self._volumes.capacity(wanted)
-        if not translate.is_here(request.accessible_topology, self._node):
-            return csi_pb2.GetCapacityResponse(available_capacity=0, maximum_volume_size=Int64Value(value=0))
+        found = self._volumes.capacity(wanted, translate.accessibility_of(request.accessible_topology))
         return csi_pb2.GetCapacityResponse(
             available_capacity=found.available,
             maximum_volume_size=Int64Value(value=found.largest),
@@ -140,18 +148,24 @@ class Controller:
         size, on_node = self._sizes.expand(shown, wanted, given, patience(context))
         return csi_pb2.ControllerExpandVolumeResponse(capacity_bytes=size, node_expansion_required=on_node)
 
+    @property
+    def _snapshots(self) -> SnapshotEngine:
+        if self._able_to_copy is None:
+            raise NotImplementedError
+        return self._able_to_copy
+
     def CreateSnapshot(  # noqa: N802
         self, request: csi_pb2.CreateSnapshotRequest, context: Context
     ) -> csi_pb2.CreateSnapshotResponse:
         """Take a snapshot, or answer with the one that is there."""
-        view = self._snapshots.create(translate.snapshot_request(request), patience(context))
-        return csi_pb2.CreateSnapshotResponse(snapshot=translate.snapshot(view))
+        view = self._snapshots.create(snapshots.snapshot_request(request), patience(context))
+        return csi_pb2.CreateSnapshotResponse(snapshot=snapshots.snapshot(view))
 
     def DeleteSnapshot(  # noqa: N802
         self, request: csi_pb2.DeleteSnapshotRequest, context: Context
     ) -> csi_pb2.DeleteSnapshotResponse:
         """Remove a snapshot."""
-        self._snapshots.delete(translate.snapshot_id(request.snapshot_id), patience(context))
+        self._snapshots.delete(snapshots.snapshot_id(request.snapshot_id), patience(context))
         return csi_pb2.DeleteSnapshotResponse()
 
     def ListSnapshots(  # noqa: N802
@@ -166,7 +180,7 @@ class Controller:
         else:
             views, more = self._snapshots.list(after, request.max_entries, request.source_volume_id)
         entry = csi_pb2.ListSnapshotsResponse.Entry
-        entries = [entry(snapshot=translate.snapshot(view)) for view in views if view.record is not None]
+        entries = [entry(snapshot=snapshots.snapshot(view)) for view in views if view.record is not None]
         return csi_pb2.ListSnapshotsResponse(entries=entries, next_token=translate.token(more))
 
     def _one(self, shown: str, source: str) -> list[SnapshotView]:
@@ -183,15 +197,16 @@ class Controller:
         """One snapshot, where this is offered."""
         if not self._get_snapshot:
             raise NotImplementedError
-        view = self._snapshots.get(translate.snapshot_id(request.snapshot_id))
-        return csi_pb2.GetSnapshotResponse(snapshot=translate.snapshot(view))
+        view = self._snapshots.get(snapshots.snapshot_id(request.snapshot_id))
+        return csi_pb2.GetSnapshotResponse(snapshot=snapshots.snapshot(view))
 
     def ControllerGetCapabilities(  # noqa: N802
         self, _request: csi_pb2.ControllerGetCapabilitiesRequest, _context: Context
     ) -> csi_pb2.ControllerGetCapabilitiesResponse:
         """What this version's controller can do."""
         capability = csi_pb2.ControllerServiceCapability
-        offered = (*CAPABILITIES, _Rpc.GET_SNAPSHOT) if self._get_snapshot else CAPABILITIES
+        offered = [*CAPABILITIES, *(COPIES if self._able_to_copy else ())]
+        offered += [_Rpc.GET_SNAPSHOT] if self._get_snapshot else []
         return csi_pb2.ControllerGetCapabilitiesResponse(
             capabilities=[capability(rpc=_Rpc(type=kind)) for kind in offered]
         )

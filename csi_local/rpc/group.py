@@ -1,10 +1,10 @@
 """CSI GroupController: snapshots of several volumes at one moment."""
 
 from csi_local._proto import csi_pb2
-from csi_local.engine.groups import Groups, GroupView
+from csi_local.engine.api import GroupEngine, GroupView
 from csi_local.model.errors import InvalidArgument
 from csi_local.model.snapshot import GroupRequest
-from csi_local.rpc import translate
+from csi_local.rpc import snapshots
 from csi_local.rpc.boundary import Context, patience
 
 _Capability = csi_pb2.GroupControllerServiceCapability
@@ -14,7 +14,7 @@ _Rpc = _Capability.RPC
 class GroupController:
     """Groups as the snapshotter sees them."""
 
-    def __init__(self, groups: Groups) -> None:
+    def __init__(self, groups: GroupEngine) -> None:
         self._groups = groups
 
     def GroupControllerGetCapabilities(  # noqa: N802 (the protocol's name; likewise below)
@@ -33,7 +33,7 @@ class GroupController:
         wanted = GroupRequest(
             name=request.name,
             sources=tuple(request.source_volume_ids),
-            labels=translate.snapshot_labels(request.parameters),
+            labels=snapshots.snapshot_labels(request.parameters),
         )
         view = self._groups.create(wanted, patience(context))
         return csi_pb2.CreateVolumeGroupSnapshotResponse(group_snapshot=_group(view))
@@ -63,7 +63,7 @@ def _group_id(text: str) -> str:
 def _group(view: GroupView) -> csi_pb2.VolumeGroupSnapshot:
     return csi_pb2.VolumeGroupSnapshot(
         group_snapshot_id=view.record.id,
-        snapshots=[translate.snapshot(one) for one in view.members],
-        creation_time=translate.moment(view.record.created),
+        snapshots=[snapshots.snapshot(one) for one in view.members],
+        creation_time=snapshots.moment(view.record.created),
         ready_to_use=True,
     )

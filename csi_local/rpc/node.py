@@ -1,6 +1,7 @@
 """CSI Node: each method translates, calls one use case, and translates back."""
 
 from csi_local._proto import csi_pb2
+from csi_local.engine.ephemeral import Ephemeral
 from csi_local.engine.publish import Publisher
 from csi_local.engine.sizes import Sizes
 from csi_local.model.errors import FailedPrecondition
@@ -22,8 +23,9 @@ CAPABILITIES = (
 class Node:
     """Volumes as the kubelet sees them."""
 
-    def __init__(self, publisher: Publisher, sizes: Sizes, node: str, max_volumes: int) -> None:
+    def __init__(self, publisher: Publisher, ephemeral: Ephemeral, sizes: Sizes, node: str, max_volumes: int) -> None:
         self._publisher = publisher
+        self._ephemeral = ephemeral
         self._sizes = sizes
         self._node = node
         self._max_volumes = max_volumes
@@ -51,7 +53,11 @@ class Node:
     def NodePublishVolume(  # noqa: N802
         self, request: csi_pb2.NodePublishVolumeRequest, context: Context
     ) -> csi_pb2.NodePublishVolumeResponse:
-        """Make a volume appear at a pod's path."""
+        """Make a volume appear at a pod's path; an inline one is made first."""
+        if translate.is_ephemeral(request):
+            wanted = translate.ephemeral_request(request)
+            self._ephemeral.publish(wanted, patience(context), read_only=request.readonly)
+            return csi_pb2.NodePublishVolumeResponse()
         shown = translate.volume_id(request.volume_id)
         target = translate.path(request.target_path, "target_path")
         given = request.HasField("volume_capability")
@@ -65,10 +71,11 @@ class Node:
     def NodeUnpublishVolume(  # noqa: N802
         self, request: csi_pb2.NodeUnpublishVolumeRequest, context: Context
     ) -> csi_pb2.NodeUnpublishVolumeResponse:
-        """Take a volume from a pod's path, and the path away."""
+        """Take a volume from a pod's path, and the path away; with an inline one that is its end."""
         shown = translate.volume_id(request.volume_id)
         target = translate.path(request.target_path, "target_path")
-        self._publisher.unpublish(shown, target, patience(context))
+        if not self._ephemeral.unpublish(shown, target, patience(context)):
+            self._publisher.unpublish(shown, target, patience(context))
         return csi_pb2.NodeUnpublishVolumeResponse()
 
     def NodeGetVolumeStats(  # noqa: N802

@@ -1,5 +1,6 @@
 """The gRPC server on its unix socket."""
 
+import logging
 import os
 import socket
 import stat
@@ -14,11 +15,13 @@ from google.protobuf.message_factory import GetMessageClass
 
 from csi_local._proto import csi_pb2
 from csi_local.model.errors import Busy, InvalidArgument, Unavailable
-from csi_local.rpc.boundary import decoder, guarded
+from csi_local.rpc.boundary import Observe, decoder, guarded, unobserved
 from csi_local.rpc.controller import Controller
 from csi_local.rpc.group import GroupController
 from csi_local.rpc.identity import Identity
 from csi_local.rpc.node import Node
+
+_log = logging.getLogger(__name__)
 
 WORKERS = 64
 """Threads at most; each is made when it is first needed. A request that waits for its volume's turn occupies one."""
@@ -47,10 +50,18 @@ def socket_path(endpoint: str) -> str:
 class Server:
     """Serves what it is given until it is stopped."""
 
-    def __init__(self, endpoint: str, services: Sequence[Service]) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        services: Sequence[Service],
+        observe: Observe = unobserved,
+        *,
+        workers: int = WORKERS,
+    ) -> None:
         self._path = socket_path(endpoint)
-        self._server = grpc.server(ThreadPoolExecutor(WORKERS, thread_name_prefix="rpc"), options=_OPTIONS)
-        self._server.add_generic_rpc_handlers(tuple(_handlers(service) for service in services))
+        self._handlers = tuple(_handlers(service, observe) for service in services)
+        self._workers = workers
+        self._server: grpc.Server | None = None
 
     def start(self) -> None:
         """Take the socket, which only its owner may use (0600), and serve.
@@ -60,22 +71,54 @@ class Server:
             InvalidArgument: something that is no socket is there.
             Unavailable: it cannot be made.
         """
-        _clear(self._path)
-        Path(self._path).parent.mkdir(parents=True, exist_ok=True)
-        before = os.umask(0o177)
-        try:
-            self._server.add_insecure_port(f"unix:{self._path}")
-        except RuntimeError as error:
-            raise Unavailable(f"the socket {self._path} cannot be made; the log has the reason") from error
-        finally:
-            os.umask(before)
-        self._server.start()
+        self._server = listening(self._path, self._handlers, self._workers)
+
+    def renew(self) -> None:
+        """Make the socket anew where somebody has removed it, as whoever wipes the kubelet's directory does.
+
+        Raises:
+            DriverError: as :meth:`start`.
+        """
+        if self._server is not None and not Path(self._path).exists():
+            _log.warning("the socket %s is gone; it is made anew", self._path)
+            before, self._server = self._server, listening(self._path, self._handlers, self._workers)
+            before.stop(_GRACE_S)
 
     def stop(self) -> None:
         """Let the requests under way end, refuse new ones, and remove the socket."""
-        self._server.stop(_GRACE_S).wait()
+        if self._server is not None:
+            self._server.stop(_GRACE_S).wait()
         with suppress(FileNotFoundError):
             Path(self._path).unlink()
+
+
+def listening(path: str, handlers: Sequence[grpc.GenericRpcHandler], workers: int) -> grpc.Server:
+    """A server on the unix socket *path*, which appears at once, serving, and only for its owner (0600).
+
+    So it is made in a directory that nobody else can enter, and renamed: to do without umask(2), which is the whole
+    process's. The name of that directory begins with a dot, which the kubelet's plugin watcher passes over.
+
+    Raises:
+        Busy: a living server has it.
+        InvalidArgument: something that is no socket is there.
+        Unavailable: it cannot be made.
+    """
+    _clear(path)
+    server = grpc.server(ThreadPoolExecutor(workers, thread_name_prefix="rpc"), options=_OPTIONS)
+    server.add_generic_rpc_handlers(tuple(handlers))
+    private = Path(path).parent / ".new"
+    made = private / "s"
+    try:
+        private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        server.add_insecure_port(f"unix:{made}")
+        server.start()
+        made.chmod(0o600)
+        made.rename(path)
+        private.rmdir()
+    except (RuntimeError, OSError) as error:
+        server.stop(None)
+        raise Unavailable(f"the socket {path} cannot be made: {error}") from error
+    return server
 
 
 def _clear(path: str) -> None:
@@ -102,7 +145,7 @@ def _clear(path: str) -> None:
     raise Busy(f"another server listens on {path}")
 
 
-def _handlers(service: Service) -> grpc.GenericRpcHandler:
+def _handlers(service: Service, observe: Observe) -> grpc.GenericRpcHandler:
     """Handlers for the RPCs that *service* has; gRPC answers UNIMPLEMENTED for the others."""
     descriptor = csi_pb2.DESCRIPTOR.services_by_name[type(service).__name__]
     handlers: dict[str, grpc.RpcMethodHandler[Message, Message]] = {}
@@ -111,7 +154,7 @@ def _handlers(service: Service) -> grpc.GenericRpcHandler:
         if handler is not None:
             request: type[Message] = GetMessageClass(method.input_type)
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-                guarded(method.name, handler),
+                guarded(method.name, handler, observe),
                 request_deserializer=decoder(request),
                 response_serializer=lambda message: message.SerializeToString(),
             )

@@ -4,26 +4,23 @@ import base64
 import binascii
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
-
-from google.protobuf.timestamp_pb2 import Timestamp
+from collections.abc import Iterable
 
 from csi_local._proto import csi_pb2
-from csi_local.engine.snapshots import SnapshotView
-from csi_local.engine.volumes import VolumeView
-from csi_local.model.errors import Busy, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
-from csi_local.model.parameters import parse_parameters
-from csi_local.model.snapshot import ContentSource, SnapshotRequest, SourceKind, parse_source
+from csi_local.engine.api import VolumeView
+from csi_local.model.accessibility import Accessibility
+from csi_local.model.errors import Busy, InvalidArgument, NotFound
+from csi_local.model.parameters import EPHEMERAL, parse_ephemeral, parse_parameters
+from csi_local.model.snapshot import SourceKind, parse_source
 from csi_local.model.volume import AccessMode, BlockAccess, Capability, CapacityRange, MountAccess
 from csi_local.plan.request import VolumeRequest
+from csi_local.rpc import snapshots
 
 TOPOLOGY_KEY = "topology.csi-local.io/node"
 _Mode = csi_pb2.VolumeCapability.AccessMode.Mode
 _GROUP = re.compile(r"[0-9]{1,10}")
 _MAX_GID = 2**32 - 2
 _AFTER = "after:"
-_SNAPSHOT_LABELS = "csi.storage.k8s.io/volume"
-"""How the names begin of what the snapshotter adds with ``--extra-create-metadata``; kept for people."""
 
 
 def volume_id(text: str) -> str:
@@ -139,109 +136,71 @@ def create_request(message: csi_pb2.CreateVolumeRequest) -> VolumeRequest:
         capacity=capacity_range(message.capacity_range),
         capabilities=capabilities(message.volume_capabilities),
         parameters=parse_parameters(dict(message.parameters)),
-        source=content_source(message.volume_content_source) if message.HasField("volume_content_source") else None,
+        source=snapshots.content_source(message.volume_content_source)
+        if message.HasField("volume_content_source")
+        else None,
     )
 
 
-def content_source(message: csi_pb2.VolumeContentSource) -> ContentSource:
-    """What a volume is to be made from.
+def is_ephemeral(message: csi_pb2.NodePublishVolumeRequest) -> bool:
+    """Whether an inline ephemeral volume is asked for: the kubelet says so, where the CSIDriver object lets it.
 
     Raises:
-        InvalidArgument: it names neither a snapshot nor a volume.
+        InvalidArgument: it says something else than true or false.
     """
-    kind = message.WhichOneof("type")
-    identifier = {"snapshot": message.snapshot.snapshot_id, "volume": message.volume.volume_id}.get(kind or "", "")
-    if kind is None or not identifier:
-        raise InvalidArgument("volume_content_source names neither a snapshot nor a volume")
-    return ContentSource(kind=SourceKind(kind), id=identifier)
+    said = message.volume_context.get(EPHEMERAL, "false")
+    if said not in ("true", "false"):
+        raise InvalidArgument(f"{EPHEMERAL} {said!r} is neither true nor false")
+    return said == "true"
 
 
-def snapshot_request(message: csi_pb2.CreateSnapshotRequest) -> SnapshotRequest:
-    """What CreateSnapshot asks for.
+def ephemeral_request(message: csi_pb2.NodePublishVolumeRequest) -> VolumeRequest:
+    """What NodePublishVolume asks for, where it is to make the volume.
 
     Raises:
-        InvalidArgument: something is missing or unknown.
+        InvalidArgument: something is missing, unknown, or not a pod's to choose.
     """
-    if not message.name:
-        raise InvalidArgument("name is missing")
-    if not message.source_volume_id:
-        raise InvalidArgument("source_volume_id is missing")
-    labels = snapshot_labels(message.parameters)
-    return SnapshotRequest(name=message.name, source=message.source_volume_id, labels=labels)
-
-
-def snapshot_labels(parameters: Mapping[str, str]) -> dict[str, str]:
-    """What the snapshotter says of a snapshot; there are no other parameters.
-
-    Raises:
-        InvalidArgument: there are.
-    """
-    unknown = sorted(name for name in parameters if not name.startswith(_SNAPSHOT_LABELS))
-    if unknown:
-        raise InvalidArgument(f"unknown snapshot class parameter {unknown[0]!r}; there are none")
-    return dict(parameters)
-
-
-def snapshot_id(text: str) -> str:
-    """A snapshot id that is there.
-
-    Raises:
-        InvalidArgument: it is empty.
-    """
-    if not text:
-        raise InvalidArgument("snapshot_id is missing")
-    return text
-
-
-def snapshot(view: SnapshotView) -> csi_pb2.Snapshot:
-    """A snapshot as CSI shows it.
-
-    Raises:
-        FailedPrecondition: its record cannot be believed.
-    """
-    if view.record is None:
-        raise FailedPrecondition(view.problem)
-    record = view.record
-    return csi_pb2.Snapshot(
-        snapshot_id=record.id,
-        source_volume_id=record.source,
-        size_bytes=record.volume.size,
-        creation_time=moment(record.created),
-        ready_to_use=view.ready,
-        group_snapshot_id=record.group,
+    if message.staging_target_path:
+        raise InvalidArgument("an inline volume is never staged: staging_target_path must be empty")
+    given = message.HasField("volume_capability")
+    size, parameters = parse_ephemeral(dict(message.volume_context))
+    return VolumeRequest(
+        name=volume_id(message.volume_id),
+        capacity=CapacityRange(required=size),
+        capabilities=(required_capability(message.volume_capability, present=given),),
+        parameters=parameters,
+        ephemeral=path(message.target_path, "target_path"),
     )
 
 
-def moment(nanoseconds: int) -> Timestamp:
-    """A time since the epoch."""
-    found = Timestamp()
-    found.FromNanoseconds(nanoseconds)
-    return found
+def accessibility(requirement: csi_pb2.TopologyRequirement) -> Accessibility:
+    """Where a volume may be: what is preferred comes first, and only what is requisite binds."""
+    named = [_node(topology) for topology in (*requirement.preferred, *requirement.requisite)]
+    binding = [_node(topology) for topology in requirement.requisite]
+    return Accessibility(
+        nodes=tuple(dict.fromkeys(node for node in named if node)),
+        anywhere=not binding or "" in binding,
+    )
 
 
-def check_accessible(requirement: csi_pb2.TopologyRequirement, node: str) -> None:
-    """See that a volume of this node meets the requirement.
-
-    Raises:
-        ResourceExhausted: it must be on other nodes.
-    """
-    if requirement.requisite and not any(is_here(topology, node) for topology in requirement.requisite):
-        raise ResourceExhausted(f"the volume must be on another node than {node}")
+def accessibility_of(topology: csi_pb2.Topology) -> Accessibility:
+    """The node that a topology stands for, or anywhere where it says nothing."""
+    return accessibility(csi_pb2.TopologyRequirement(requisite=[topology]))
 
 
-def is_here(topology: csi_pb2.Topology, node: str) -> bool:
-    """Whether a topology is this node, or says nothing."""
-    return not topology.segments or topology.segments.get(TOPOLOGY_KEY) == node
+def _node(topology: csi_pb2.Topology) -> str | None:
+    """The node that a topology names; "" for any, where it says nothing, and None for none of ours."""
+    return topology.segments.get(TOPOLOGY_KEY) if topology.segments else ""
 
 
 def topology(node: str) -> csi_pb2.Topology:
-    """This node's topology."""
+    """A node's topology."""
     return csi_pb2.Topology(segments={TOPOLOGY_KEY: node})
 
 
-def volume(view: VolumeView, node: str) -> csi_pb2.Volume:
+def volume(view: VolumeView) -> csi_pb2.Volume:
     """A volume as CSI shows it; a damaged one has no size and no context."""
-    message = csi_pb2.Volume(volume_id=view.id, accessible_topology=[topology(node)])
+    message = csi_pb2.Volume(volume_id=view.id, accessible_topology=[topology(view.node)])
     if view.record is not None:
         message.capacity_bytes = view.record.size
         message.volume_context.update(context(view))

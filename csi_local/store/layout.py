@@ -6,6 +6,7 @@
       pool.json                 uuid, layout version, kind
       volumes/<id>/volume.json  the record
       volumes/<id>/data/        a directory volume's files
+      volumes/<id>/data         of an adopted directory: a symbolic link to it, wherever it is
       volumes/<id>/disk.img     a loopfile volume's bytes
       snapshots/<id>/           snapshot.json, and data/ or disk.img as the volume had it
       groups/<id>/group.json    snapshots of one moment,

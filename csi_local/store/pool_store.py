@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from csi_local.host.api import Host
 from csi_local.model.errors import DamagedRecord, FailedPrecondition, NotFound, SyscallFailed, Unavailable
 from csi_local.model.pool import PoolKind
-from csi_local.model.volume import VolumeId, VolumeRecord, known_id
+from csi_local.model.volume import VolumeId, VolumeRecord, stored_id
 from csi_local.store.layout import LAYOUT_VERSION, Layout, is_leftover
 from csi_local.store.records import decode, encode
 from csi_local.store.snapshot_store import SnapshotStore
@@ -87,7 +87,7 @@ class PoolStore:
     def volumes(self) -> Iterator[VolumeId]:
         """The ids of the volumes that exist, in no order; what cannot be one of ours is passed over."""
         for name in self._host.list_dir(self.layout.volumes, directories_only=True):
-            volume = known_id(name)
+            volume = stored_id(name)
             if volume is not None:
                 yield volume
 

@@ -33,7 +33,7 @@ LAYOUT = 2
 
 Fields = dict[str, Any]
 MIGRATIONS: Mapping[int, Callable[[Fields], Fields]] = {
-    1: lambda volume: {**volume, "source": ""},  # there were no snapshots and no clones
+    1: lambda volume: {"ephemeral": "", "adopted": "", "adopted_inode": 0, "adopted_born": 0, "source": "", **volume},
 }
 """From each older layout version of a volume's record to the next; a change of layout adds one."""
 

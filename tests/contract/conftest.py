@@ -42,7 +42,7 @@ class Machine:
     def link(self, path: str, target: str) -> str:
         """Make a symbolic link."""
         if isinstance(self.host, FakeHost):
-            self.host.link(path, target)
+            self.host.make_link(path, target)
         else:
             Path(path).symlink_to(target)
         return path

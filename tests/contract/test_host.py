@@ -37,6 +37,17 @@ class TestStat:
         machine.host.rename(first, f"{machine.root}/third")
         assert there(machine, f"{machine.root}/third").identity == before
 
+    def test_birth(self, machine: Machine) -> None:
+        """It stays with a directory, whatever is done to it, and is another's that takes its place."""
+        folder = machine.folder("folder")
+        born = there(machine, folder).born
+        assert born > 0
+        machine.host.make_file(f"{folder}/file")
+        machine.host.set_mode(folder, 0o711)
+        machine.host.rename(folder, f"{machine.root}/moved")
+        assert there(machine, f"{machine.root}/moved").born == born
+        assert there(machine, machine.folder("folder")).born != born
+
     def test_size_and_blocks(self, machine: Machine) -> None:
         assert there(machine, machine.file("file", b"x" * 10_000)).size == 10_000
 
@@ -53,6 +64,31 @@ class TestStat:
         assert there(machine, point).mount_root
         assert there(machine, point).identity == there(machine, folder).identity
         assert not there(machine, folder).mount_root
+
+
+class TestLink:
+    def test_it_is_made(self, machine: Machine) -> None:
+        folder, link = machine.folder("folder"), f"{machine.root}/link"
+        machine.host.make_link(link, folder)
+        assert there(machine, link).kind is FileKind.SYMLINK
+        assert machine.host.real_path(link) == machine.host.real_path(folder)
+
+    def test_to_nothing(self, machine: Machine) -> None:
+        link = f"{machine.root}/link"
+        machine.host.make_link(link, f"{machine.root}/none")
+        assert there(machine, link).kind is FileKind.SYMLINK
+
+    def test_where_something_is(self, machine: Machine) -> None:
+        with fails(errno.EEXIST):
+            machine.host.make_link(machine.file("file"), "/")
+
+    def test_a_tree_is_removed_without_what_its_links_lead_to(self, machine: Machine) -> None:
+        folder, tree = machine.folder("folder"), machine.folder("tree")
+        machine.host.make_file(f"{folder}/file")
+        machine.host.make_link(f"{tree}/data", folder)
+        machine.host.remove_tree(tree)
+        assert machine.host.stat(tree) is None
+        assert machine.host.stat(f"{folder}/file") is not None
 
 
 class TestRealPath:

@@ -133,6 +133,16 @@ class FakeFiles(Kernel):
         """See `Files.make_file`."""
         self.new_file(path, f"open {path}")
 
+    @call
+    def make_link(self, path: str, target: str) -> None:
+        """See `Files.make_link`."""
+        what = f"make link {path}"
+        parent, name = self.parent_of(path, what)
+        if name in parent.node.children:
+            raise failed(what, errno.EEXIST)
+        self.check_writable(parent, what)
+        parent.mount.filesystem.add(parent.node, name, FileKind.SYMLINK, 0o777).link = target
+
     def new_file(self, path: str, what: str) -> Node:
         """Make an empty file; EEXIST where something is there."""
         parent, name = self.parent_of(path, what)

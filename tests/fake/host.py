@@ -65,12 +65,6 @@ class FakeInspection(FakeCopying):
 class FakeHost(FakeInspection):
     """A machine in memory."""
 
-    def link(self, path: str, target: str) -> None:
-        """Make a symbolic link."""
-        parent, name = self.parent_of(path, "link")
-        node = parent.mount.filesystem.add(parent.node, name, FileKind.SYMLINK, 0o777)
-        node.link = target
-
     def make_dirs(self, path: str) -> None:
         """Make a directory and those above it."""
         parts = [part for part in path.split("/") if part]

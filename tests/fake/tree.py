@@ -65,6 +65,7 @@ class Node:
     held: FakeFilesystem | None = None
     dirty: int | None = None
     last_path: str = ""
+    born: int = field(default_factory=itertools.count(1).__next__)
 
     @property
     def device(self) -> int:
@@ -88,6 +89,7 @@ class Node:
             mount_root=mount_root,
             gid=self.gid,
             mode=self.mode,
+            born=self.born,
         )
 
     def below(self) -> Iterator[Node]:

@@ -16,7 +16,7 @@ import grpc
 import pytest
 
 from tests import observe
-from tests.client import Code, Mode, outcome
+from tests.client import Code, Mode, inline, outcome
 from tests.observe import MIB
 from tests.rules.kinds import BLOCK, DIRECTORY, EXT4, XFS, Kind
 
@@ -328,3 +328,70 @@ def test_every_point_of_a_copy_is_survived(start: Start, folder: Path) -> None:
         deaths = {name: found[number] for name, found in points.items() if number < len(found)}
         live_and_die(driver, STEADY_EXT4, deaths, FarLife)
         assert not (left := driver.leftovers()), "left behind: " + ", ".join(left)
+
+
+INLINE = {
+    "ext4": {"size": "32Mi"},
+    "directory": {"size": "32Mi", "backend": "directory"},
+}
+
+
+class Pod:
+    """What a kubelet asks for where a pod has an inline volume."""
+
+    def __init__(self, driver: Driver, attributes: Mapping[str, str]) -> None:
+        self.driver = driver
+        self.volume = inline(attributes)
+
+    def publish(self) -> None:
+        """Publish it for a group; its data is there, and the group's."""
+        target = self.driver.publish_inline(self.volume, group="4711")
+        assert len(observe.mounts(target)) == 1
+        assert target.stat().st_gid == 4711
+        observe.put(target, DATA)
+
+    def unpublish(self) -> None:
+        """Take it down."""
+        for _, target in list(self.driver._targets):
+            self.driver.unpublish(self.volume, target)
+            assert not target.exists()
+
+    def die(self, act: Callable[[], None], point: str) -> None:
+        """Let the driver die at that point of *act*, and start another."""
+        restart(self.driver, f"kill:{point}")
+        code = outcome(act)
+        observe.until(lambda: not self.driver.running, f"{act} dies at {point}; it answered {code}", seconds=5)
+        restart(self.driver, "")
+
+
+def points_of(driver: Driver, attributes: Mapping[str, str], file: Path) -> tuple[list[str], list[str]]:
+    """Trace what publishing and unpublishing an inline volume pass."""
+    restart(driver, f"trace:{file}")
+    pod = Pod(driver, attributes)
+    pod.publish()
+    publishing = file.read_text().splitlines()
+    pod.unpublish()
+    return publishing, file.read_text().splitlines()[len(publishing) :]
+
+
+@pytest.mark.parametrize("attributes", INLINE.values(), ids=INLINE)
+def test_every_point_of_an_inline_volume(start: Start, attributes: Mapping[str, str], folder: Path) -> None:
+    """The kubelet asks again, or takes the pod down: neither leaves anything."""
+    driver = start("image:{root}/pool.img,size=1Gi,allocation=thin,fs=btrfs")
+    publishing, unpublishing = points_of(driver, attributes, folder / "trace")
+    assert {point.partition(":")[0] for point in publishing} == {"create", "stage", "stage-group"}
+    assert {point.partition(":")[0] for point in unpublishing} >= {"unpublish", "unpublish-target", "delete"}
+    for point in publishing:
+        for again in (True, False):
+            pod = Pod(driver, attributes)
+            pod.die(pod.publish, point)
+            if again:
+                pod.publish()
+            pod.unpublish()
+            assert not (left := driver.leftovers()), f"left after {point}: " + ", ".join(left)
+    for point in unpublishing:
+        pod = Pod(driver, attributes)
+        pod.publish()
+        pod.die(pod.unpublish, point)
+        pod.unpublish()
+        assert not (left := driver.leftovers()), f"left after {point}: " + ", ".join(left)

@@ -103,7 +103,7 @@ class Sick:
         flipped = bytearray(self.record("flipped").read_bytes())
         flipped[flipped.index(b'"size":') + 8] ^= 1
         self.record("flipped").write_bytes(flipped)
-        newer = self.record("newer").read_bytes().replace(b'"layout":2', b'"layout":99')
+        newer = self.record("newer").read_bytes().replace(b'"layout":', b'"layout":9')
         self.record("newer").write_bytes(newer)
         self.record("other").write_bytes(self.record("larger").read_bytes())
         self.record("missing").unlink()

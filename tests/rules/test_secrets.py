@@ -9,7 +9,7 @@ import pytest
 
 from csi_local._proto import csi_pb2 as csi
 from tests import observe
-from tests.client import capability, complaint, outcome
+from tests.client import capability, complaint, inline, outcome
 from tests.observe import MIB
 from tests.rules.kinds import DIRECTORY, EXT4, Kind
 
@@ -140,3 +140,12 @@ def test_every_call_with_secrets_is_tried_here() -> None:
     }
     streams = {"GetMetadataAllocated", "GetMetadataDelta"}  # a service of its own, and UNIMPLEMENTED by default
     assert with_secrets - streams - {name.partition(" ")[0] for name in REFUSED} == set()
+
+
+def test_a_pods_tokens_are_nowhere(driver: Driver) -> None:
+    """The kubelet puts them among the attributes, which no descriptor marks as secret."""
+    volume = inline({"size": "32Mi", "csi.storage.k8s.io/serviceAccount.tokens": MARKER})
+    target = driver.publish_inline(volume)
+    assert "serviceAccount.tokens" in driver.output()
+    assert not marked_files(driver.root)
+    driver.unpublish(volume, target)

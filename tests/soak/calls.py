@@ -27,7 +27,6 @@ DEADLINE_SECONDS = 60.0
 GIVE_UP_SECONDS = 120.0
 REST_SECONDS = 1.0
 AFTER_FILLING_SECONDS = 10.0
-ORPHAN_SECONDS = 60.0
 NEVER = frozenset({Code.INTERNAL, Code.UNKNOWN, Code.DATA_LOSS, Code.UNIMPLEMENTED})
 PLAIN, TWICE, HURRIED, VANISHED = "plain", "the same call twice at once", "absurd deadline", "client vanished"
 MANNERS, WEIGHTS = (PLAIN, TWICE, HURRIED, VANISHED), (85, 7, 5, 3)
@@ -170,18 +169,11 @@ class Caller:
         if not answer.calm and answer.code in {Code.UNAVAILABLE, Code.CANCELLED, *NEVER}:
             return False  # what the driver itself has answered, if it has, is in its log
         if answer.code is Code.ABORTED:
-            return False
-        if self._orphaned(name, answer):
-            self._tally.fault("(a dead driver's mkfs was still running)")
+            if "still being formatted" in answer.message:
+                self._tally.fault("(a dead driver's mkfs was still running)")
             return False
         names = ", ".join(code.name for code in wanted)
         raise Violation(f"{name} answers {answer.code.name} and not {names}: {answer.message}")
-
-    def _orphaned(self, name: str, answer: Answer) -> bool:
-        """A mkfs outlives the driver that was killed, and the next one has to wait for it."""
-        recent = time.monotonic() - self._power.last_death < ORPHAN_SECONDS
-        waits = answer.code is Code.FAILED_PRECONDITION and "not formatted yet, but" in answer.message
-        return name == "NodeStageVolume" and recent and waits
 
     # Calls that are not to be relied on: whatever became of them, the same is asked again
 

@@ -23,7 +23,7 @@ class Power:
     Attributes:
         pools: where each pool is mounted, by its name.
         steady: held while the process is replaced, when a pool may be unmounted for a moment.
-        started, last_death: when the process was started, and an earlier one ended (monotonic).
+        started: when the process was started (monotonic).
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -31,7 +31,6 @@ class Power:
         self.pools = dict(zip((DIRECTORIES, LOOPFILES), driver.pool_roots(), strict=True))
         self.steady = threading.Lock()
         self.started = time.monotonic()
-        self.last_death = float("-inf")
         self._up_since: float | None = self.started - SETTLED_SECONDS
 
     def calm(self, since: float) -> bool:
@@ -66,6 +65,5 @@ class Power:
         self.driver.kill()
 
     def _start(self) -> None:
-        self.last_death = time.monotonic()
         self.driver.start()
         self.started = self._up_since = time.monotonic()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from csi_local.engine.adopt import Adopter
 from csi_local.engine.copies import Copies
+from csi_local.engine.ephemeral import Ephemeral
 from csi_local.engine.execute import Executor
 from csi_local.engine.groups import Groups
 from csi_local.engine.locks import KeyedLocks
@@ -60,12 +62,14 @@ class InlineSweeper(Sweeper):
 class Rig:
     """A machine, and the driver on it, which can be killed and started again."""
 
-    def __init__(self, *pools: str, host: FakeHost | None = None) -> None:
+    def __init__(self, *pools: str, host: FakeHost | None = None, node_name: str = "") -> None:
+        self.node_name = node_name
         self.host = host or new_host()
         self.specs = [parse_pool(pool) for pool in pools or POOLS]
         for path in ("/pools", "/kubelet"):
             self.host.make_dirs(path)
         self.points: list[str] = []
+        self.max_volumes = 1000
         self._fatal = 0
 
     def start(self) -> None:
@@ -74,11 +78,13 @@ class Rig:
         self.sweeper = InlineSweeper(self.host, self.pools)
         locks, executor = KeyedLocks(), Executor(self.host, self._pass)
         self.copies = Copies(spawn=lambda work: work())
-        self.volumes = Volumes(self.host, self.pools, executor, locks, self.sweeper, self.copies)
+        self.volumes = Volumes(self.host, self.pools, executor, locks, self.sweeper, self.copies, node=self.node_name)
         self.snapshots = Snapshots(self.host, self.pools, executor, locks, self.sweeper, self.copies)
         self.groups = Groups(self.host, self.pools, executor, locks, self.sweeper, self.copies)
         self.sizes = Sizes(self.host, self.pools, executor, locks)
-        self.publisher = Publisher(self.host, self.pools, executor, locks, self.copies, 1000)
+        self.publisher = Publisher(self.host, self.pools, executor, locks, self.copies, self.max_volumes)
+        self.adopter = Adopter(self.host, self.pools, executor, lambda: 1.0)
+        self.ephemeral = Ephemeral(self.host, self.pools, locks, self.volumes, self.publisher)
         self.pools.open()
         self.publisher.take_over()
         self.sweeper.start()

@@ -23,17 +23,33 @@ runDir: /run/other
 maxVolumes: 12
 logLevel: debug
 logFormat: json
+httpAddress: 127.0.0.1:9000
+registration: no
 pools:
   - fast=path:/mnt/fast,media=ssd
   - {name: own, path: /mnt/own, mounted: yes}
   - {name: slow, image: /srv/slow.img, size: 20Gi, fs: btrfs, reserve: 5%, overcommit: 1.5}
   - {name: disk, device: /dev/disk/by-id/x}
 """
+KUBECONFIG = """
+current-context: here
+contexts: [{name: here, context: {cluster: one, user: me}}]
+clusters: [{name: one, cluster: {server: "https://127.0.0.1:6443"}}]
+users: [{name: me, user: {token: hush}}]
+"""
 
 
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CSI_LOCAL_CONFIG", "CSI_ENDPOINT", "NODE_ID", "CSI_LOCAL_CRASH_POINT"):
+    for name in (
+        "CSI_LOCAL_CONFIG",
+        "CSI_ENDPOINT",
+        "NODE_ID",
+        "NODE_NAME",
+        "NAMESPACE",
+        "KUBERNETES_SERVICE_HOST",
+        "CSI_LOCAL_CRASH_POINT",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -82,6 +98,10 @@ class TestFlags:
             ({"max_volumes": str(1 << 21)}, "max volumes"),
             ({"log_level": "loud"}, "log level"),
             ({"log_format": "xml"}, "log format"),
+            ({"http_address": "9808"}, "http address"),
+            ({"http_address": "x:99999"}, "http address"),
+            ({"kubelet_dir": "kubelet"}, "kubelet directory"),
+            ({"registration": "perhaps"}, "registration"),
             ({"config": "/none.yaml"}, "No such file"),
         ],
     )
@@ -90,11 +110,59 @@ class TestFlags:
             load(**flags)
 
 
+class TestKubernetes:
+    def test_alone_nothing_is_served_over_http(self) -> None:
+        assert load().http_address is None
+        assert load(http_address="[::1]:0").http_address == ("::1", 0)
+
+    def test_a_node(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("NODE_NAME", "node-3")
+        monkeypatch.setenv("NAMESPACE", "storage")
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+        found = config.load({"pool": [POOL], "kubelet_dir": "/var/snap/kubelet/"}, config.Role.NODE)
+        assert (found.node_id, found.namespace) == ("node-3", "storage")
+        assert found.credentials is not None
+        assert found.credentials.server == "https://10.0.0.1:443"
+        assert found.endpoint == "unix:///var/snap/kubelet/plugins/csi-local.io/csi.sock"
+        assert (found.http_address, found.registration) == (("0.0.0.0", 9808), True)  # noqa: S104 (the default)
+
+    def test_a_node_told_otherwise(self, tmp_path: Path) -> None:
+        (tmp_path / "kubeconfig").write_text(KUBECONFIG)
+        flags = {"pool": [POOL], "node_id": "n", "http_address": "", "registration": "no", "namespace": "x"}
+        flags |= {"kubeconfig": str(tmp_path / "kubeconfig"), "endpoint": "unix:///x.sock"}
+        found = config.load(flags, config.Role.NODE)
+        assert (found.http_address, found.registration, found.namespace) == (None, False, "x")
+        assert found.endpoint == "unix:///x.sock"
+        assert found.credentials is not None
+        assert found.credentials.server == "https://127.0.0.1:6443"
+        assert "hush" not in repr(found)
+
+    def test_a_controller_has_no_pools(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+        assert config.load({}, config.Role.CONTROLLER).pools == ()
+        with pytest.raises(InvalidArgument, match="no pools"):
+            config.load({}, config.Role.NODE)
+
+    @pytest.mark.parametrize(
+        ("content", "message"), [("{[", "not YAML"), ("{}", "no context"), (None, "No such file")], ids=str
+    )
+    def test_no_way_to_the_api(self, tmp_path: Path, content: str | None, message: str) -> None:
+        if content is not None:
+            (tmp_path / "kubeconfig").write_text(content)
+        with pytest.raises(InvalidArgument, match=message):
+            config.load({"kubeconfig": str(tmp_path / "kubeconfig")}, config.Role.CONTROLLER)
+
+    def test_outside_a_cluster(self) -> None:
+        with pytest.raises(InvalidArgument, match="--kubeconfig"):
+            config.load({}, config.Role.CONTROLLER)
+
+
 class TestFile:
     def test_full(self, tmp_path: Path) -> None:
         found = from_file(tmp_path, FULL)
         assert (found.endpoint, found.node_id, found.run_dir) == ("unix:///run/x.sock", "node-7", "/run/other")
         assert (found.max_volumes, found.log_level, found.log_format) == (12, "debug", "json")
+        assert (found.http_address, found.registration) == (("127.0.0.1", 9000), False)
         fast, own, slow, disk = found.pools
         assert own == parse_pool("own=path:/mnt/own,mounted=yes")
         assert fast == parse_pool(POOL)

@@ -22,7 +22,7 @@ from tests.unit.rig import PATIENCE_S, RUN_DIR, Rig, capability, request
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from csi_local.plan.check import Finding
+    from csi_local.plan.findings import Finding
     from tests.fake.tree import Node
 
 SIZE = 64 * MIB
@@ -140,7 +140,7 @@ class TestRecords:
             (lambda _: b"", "empty"),
             (lambda data: data[: len(data) // 2], "cannot be parsed"),
             (lambda data: data.replace(b"67108864", b"67108865"), "checksum"),
-            (lambda data: data.replace(b'"layout":2', b'"layout":99'), "newer"),
+            (lambda data: data.replace(b'"layout":', b'"layout":9'), "newer"),
         ],
     )
     def test_spoilt(self, bench: Bench, spoil: Callable[[bytes], bytes], words: str) -> None:

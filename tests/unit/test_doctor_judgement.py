@@ -20,7 +20,8 @@ from csi_local.model.volume import (
     VolumeId,
     VolumeRecord,
 )
-from csi_local.plan.check import (
+from csi_local.plan.check import judge
+from csi_local.plan.findings import (
     BindSeen,
     Finding,
     LimitSeen,
@@ -30,7 +31,6 @@ from csi_local.plan.check import (
     Severity,
     TakeOver,
     VolumeSeen,
-    judge,
 )
 
 ROOT = "/pool"
@@ -272,3 +272,10 @@ def test_the_worst_first_pool_by_pool() -> None:
     )
     found = judge([pool(strays=(seen("volumes/y"),)), bad])
     assert [(one.pool, one.severity) for one in found] == [("fast", WARNING), ("a", ERROR), ("a", WARNING), ("a", INFO)]
+
+
+@pytest.mark.parametrize(("busy", "severity"), [(True, Severity.INFO), (False, Severity.WARNING)])
+def test_an_inline_volume_whose_pod_is_gone(severity: Severity, *, busy: bool) -> None:
+    finding = only(pool(volumes=(image(record=record(ephemeral="/pods/1/mount"), pod_gone=True),), busy=busy))
+    assert (finding.severity, finding.mend, finding.volume) == (severity, (), "data")
+    assert "whose pod is gone" in finding.found

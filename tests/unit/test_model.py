@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from csi_local.model.errors import InvalidArgument
 from csi_local.model.mount_options import FILESYSTEM_KEYS, PER_FILESYSTEM, PER_MOUNT, MountOptions, parse_mount_options
 from csi_local.model.parameters import FS_TYPE, LABELS, NAMES, check_mkfs_options, parse_parameters
-from csi_local.model.pool import DEFAULT_RESERVE, Media, PoolKind, PoolSpec, Reserve, parse_pool
+from csi_local.model.pool import DEFAULT_RESERVE, Media, PoolKind, PoolSpec, Share, parse_pool
 from csi_local.model.quantity import GIB, MIB, Bytes, format_bytes, parse_bytes, round_up
 from csi_local.model.volume import (
     Allocation,
@@ -323,7 +323,7 @@ class TestPools:
             filesystem=Filesystem.BTRFS,
             allocation=Allocation.THIN,
             media=Media.SSD,
-            reserve=Reserve(percent=5.0),
+            reserve=Share(percent=5.0),
             overcommit=1.5,
         )
 
@@ -332,6 +332,15 @@ class TestPools:
         assert parse_pool("a=path:/x,reserve=0").reserve.of(10 * GIB) == 0
         assert parse_pool("a=path:/x").reserve == DEFAULT_RESERVE
         assert parse_pool("a=path:/x,reserve=12.5%").reserve.of(8000) == 1000
+
+    def test_ephemeral(self) -> None:
+        assert parse_pool("a=path:/x").ephemeral.of(8000) == 8000
+        assert parse_pool("a=path:/x,ephemeral=0").ephemeral.of(8000) == 0
+        assert parse_pool("a=path:/x,ephemeral=12.5%").ephemeral.of(8000) == 1000
+        assert parse_pool("a=path:/x,ephemeral=1Gi").ephemeral.of(8000) == GIB
+        for text in ("101%", "no", "-1", "%"):
+            with pytest.raises(InvalidArgument):
+                parse_pool(f"a=path:/x,ephemeral={text}")
 
     @pytest.mark.parametrize(
         "text",

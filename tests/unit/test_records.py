@@ -46,6 +46,10 @@ RECORDS = st.builds(
     format=st.sampled_from(FormatState),
     fs_uuid=TEXTS,
     source=st.sampled_from(["", "snapshot/daily", "volume/pvc-1"]),
+    ephemeral=TEXTS,
+    adopted=TEXTS,
+    adopted_inode=st.integers(min_value=0, max_value=1 << 63),
+    adopted_born=st.integers(min_value=0, max_value=1 << 63),
 )
 RECORD = VolumeRecord(
     id=VolumeId("pvc-1"),
@@ -139,11 +143,11 @@ def resealed(**changes: object) -> bytes:
     return json.dumps(document).encode()
 
 
-@pytest.mark.parametrize("layout", [3, 99, 0, -1, "1", None, 1.5])
+@pytest.mark.parametrize("layout", [records.LAYOUT + 1, 99, 0, -1, "1", None, 1.5])
 def test_another_layout(layout: object) -> None:
     document = json.loads(DATA) | {"layout": layout}
     message = damaged(json.dumps(document).encode())
-    if layout in (3, 99):
+    if layout in (records.LAYOUT + 1, 99):
         assert "upgrade" in message
 
 
@@ -184,3 +188,13 @@ def test_a_field_of_a_later_version_is_no_harm() -> None:
 
 def test_there_is_a_migration_from_every_older_layout() -> None:
     assert set(records.MIGRATIONS) == set(range(1, records.LAYOUT))
+
+
+def test_a_record_of_the_first_layout() -> None:
+    """As it was written before there were ephemeral volumes and adopted directories."""
+    document = json.loads(DATA)
+    for name in ("ephemeral", "adopted", "adopted_inode", "adopted_born"):
+        del document["volume"][name]
+    document["layout"] = 1
+    document["sha256"] = sha256(records._canonical(document["volume"])).hexdigest()
+    assert decode(json.dumps(document).encode(), RECORD.id) == RECORD

@@ -271,6 +271,20 @@ def test_a_pool_that_must_be_mounted_is_missing_where_it_is_not() -> None:
     assert [pool.spec.name for pool in driver.pools.retry()] == ["a"]
 
 
+def test_how_full_a_directory_is_where_the_pool_is_read_only() -> None:
+    """An XFS that is read-only answers no question about quota (EROFS); the size of what is there can still be told."""
+    driver = rig("pool=image:/pools/pool.img,size=1Gi")
+    made = driver.volumes.create(request("data", 64 * MIB, {"backend": "directory"}), PATIENCE_S)
+    stage(driver, made.id)
+    driver.host.fail("project_usage", errno.EROFS)
+    with pytest.raises(DriverError, match="Read-only"):
+        driver.publisher.stats(made.id, STAGING)
+    driver.host.walk(driver.pool_of(made.id).root, "test").mount.filesystem.read_only = True
+    driver.host.fail("project_usage", errno.EROFS)
+    usage, _, problem = driver.publisher.stats(made.id, STAGING)
+    assert (usage.total > 0, problem) == (True, "the pool's filesystem is read-only")
+
+
 class TestPoolFile:
     """A pool that cannot say what it is keeps nobody else from working, and is not made anew."""
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from csi_local.model.errors import InvalidArgument, OutOfRange
 from csi_local.model.observed import Room
-from csi_local.model.pool import PoolKind, PoolSpec, Reserve
+from csi_local.model.pool import PoolKind, PoolSpec, Share
 from csi_local.model.quantity import GIB, MIB, Bytes
 from csi_local.model.volume import Allocation, BackendKind, CapacityRange, Filesystem, VolumeId, VolumeRecord
 from csi_local.plan import sizes
@@ -111,8 +111,8 @@ SPECS = st.builds(
     kind=st.sampled_from(PoolKind),
     target=st.just("/x"),
     reserve=st.one_of(
-        st.builds(Reserve, amount=AMOUNTS.map(Bytes)),
-        st.builds(Reserve, percent=st.floats(min_value=0, max_value=99)),
+        st.builds(Share, amount=AMOUNTS.map(Bytes)),
+        st.builds(Share, percent=st.floats(min_value=0, max_value=99)),
     ),
     overcommit=st.floats(min_value=1, max_value=1000),
 )

@@ -27,8 +27,7 @@ from tests.unit.rig import PATIENCE_S, Rig, capability, request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from csi_local.engine.snapshots import SnapshotView
-    from csi_local.engine.volumes import VolumeView
+    from csi_local.engine.api import SnapshotView, VolumeView
     from csi_local.plan.request import VolumeRequest
 
 XFS = "main=image:/pools/main.img,size=4Gi"

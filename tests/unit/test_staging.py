@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from csi_local.model.errors import AlreadyExists, DriverError, FailedPrecondition
+from csi_local.model.errors import AlreadyExists, Busy, DriverError, FailedPrecondition
 from csi_local.model.mount_options import MountOptions
 from csi_local.model.observed import FileInfo, FileKind, LoopDevice, Signature
 from csi_local.model.operations import (
@@ -301,3 +301,13 @@ def test_unstage(
             unstage(PATH, ours=ours, loops=loops, others=others, published=others)
     else:
         assert kinds(unstage(PATH, ours=ours, loops=loops, others=others, published=())) == expected
+
+
+@pytest.mark.parametrize("filesystem", Filesystem)
+def test_mkfs_of_a_dead_driver_is_waited_for(filesystem: Filesystem) -> None:
+    """It still has the device; the same call succeeds once it has ended, so it is no state that anybody must change."""
+    seen = StagingSeen(path=info(FileKind.DIRECTORY), bytes_there=info(FileKind.FILE), loops=(LOOP,))
+    with pytest.raises(Busy, match=r"/dev/loop1 is still being formatted"):
+        planned(volume(FormatState.FORMATTING, filesystem), seen)
+    with pytest.raises(FailedPrecondition, match="not formatted yet, but /dev/loop1"):
+        planned(volume(FormatState.UNFORMATTED, filesystem), seen)

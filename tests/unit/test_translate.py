@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi_local._proto import csi_pb2
-from csi_local.engine.volumes import VolumeView
-from csi_local.model.errors import Busy, InvalidArgument, NotFound, ResourceExhausted
+from csi_local.engine.api import VolumeView
+from csi_local.model.accessibility import ANYWHERE, Accessibility
+from csi_local.model.errors import Busy, InvalidArgument, NotFound
 from csi_local.model.quantity import GIB, Bytes
 from csi_local.model.volume import (
     AccessMode,
@@ -184,29 +185,41 @@ def topology(**segments: str) -> csi_pb2.Topology:
 
 
 class TestTopology:
-    def test_here_and_elsewhere(self) -> None:
-        here, elsewhere = translate.topology("node-1"), translate.topology("node-2")
-        assert translate.is_here(here, "node-1")
-        assert not translate.is_here(elsewhere, "node-1")
-        assert translate.is_here(csi_pb2.Topology(), "node-1")
-        assert not translate.is_here(topology(zone="a"), "node-1")
-        translate.check_accessible(csi_pb2.TopologyRequirement(requisite=[elsewhere, here]), "node-1")
-        translate.check_accessible(csi_pb2.TopologyRequirement(preferred=[elsewhere]), "node-1")
-        with pytest.raises(ResourceExhausted, match="another node"):
-            translate.check_accessible(csi_pb2.TopologyRequirement(requisite=[elsewhere]), "node-1")
+    @pytest.mark.parametrize(
+        ("requisite", "preferred", "expected"),
+        [
+            ([], [], ANYWHERE),
+            (["node-2", "node-1"], [], Accessibility(nodes=("node-2", "node-1"))),
+            (["node-2", "node-1"], ["node-1"], Accessibility(nodes=("node-1", "node-2"))),
+            ([], ["node-2"], Accessibility(nodes=("node-2",), anywhere=True)),
+        ],
+    )
+    def test_where(self, requisite: list[str], preferred: list[str], expected: Accessibility) -> None:
+        requirement = csi_pb2.TopologyRequirement(
+            requisite=[translate.topology(node) for node in requisite],
+            preferred=[translate.topology(node) for node in preferred],
+        )
+        assert translate.accessibility(requirement) == expected
+
+    def test_of_others(self) -> None:
+        assert translate.accessibility_of(csi_pb2.Topology()) == ANYWHERE
+        nowhere = translate.accessibility_of(topology(zone="a"))
+        assert nowhere == Accessibility()
+        assert not nowhere.allows("node-1")
+        assert translate.accessibility_of(translate.topology("node-1")).allows("node-1")
 
 
 class TestVolume:
     def test_shown(self) -> None:
         record = VolumeRecord(id=VolumeId("v"), name="v", size=Bytes(GIB), backend=BackendKind.DIRECTORY)
-        shown = translate.volume(VolumeView(id=record.id, pool="fast", record=record), "node-1")
+        shown = translate.volume(VolumeView(id=record.id, node="node-1", pool="fast", record=record))
         assert (shown.volume_id, shown.capacity_bytes) == ("v", GIB)
         assert dict(shown.volume_context) == {"backend": "directory", "pool": "fast"}
         assert [dict(one.segments) for one in shown.accessible_topology] == [{translate.TOPOLOGY_KEY: "node-1"}]
 
     def test_damaged(self) -> None:
-        view = VolumeView(id=VolumeId("v"), pool="fast", record=None, problem="its record is empty")
-        assert translate.volume(view, "node-1").capacity_bytes == 0
+        view = VolumeView(id=VolumeId("v"), node="node-1", pool="fast", record=None, problem="its record is empty")
+        assert translate.volume(view).capacity_bytes == 0
         assert translate.condition(view.problem).abnormal
         assert not translate.condition("").abnormal
         assert translate.condition("").message

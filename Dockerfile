@@ -1,0 +1,36 @@
+# The driver and exactly the programs that it runs.
+#
+# BASE_IMAGE is anything with Debian trixie and Python 3.13. One that has the programs already needs no apt-get here, and
+# so no network: `make image` makes such a one where no registry can be reached. SOURCE_DATE_EPOCH and the builder's
+# timestamp option make two builds of one commit the same, byte for byte.
+ARG BASE_IMAGE=docker.io/library/python:3.13-slim-trixie
+
+FROM ${BASE_IMAGE} AS packages
+COPY locks/run.txt /build/run.txt
+# Wheels only, each with its hash. Nothing of pip itself, and no test or type stub, goes into the image.
+RUN python3 -m venv /build/venv \
+    && /build/venv/bin/pip install --quiet --no-input --no-cache-dir --no-deps --no-compile --only-binary :all: \
+        --require-hashes --target /opt/csi-local -r /build/run.txt \
+    && rm -rf /opt/csi-local/bin /opt/csi-local/*.dist-info/RECORD /opt/csi-local/*.dist-info/direct_url.json \
+    && find /opt/csi-local \( -name tests -o -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' \) -prune -exec rm -rf {} +
+COPY csi_local /opt/csi-local/csi_local
+RUN find /opt/csi-local \( -name __pycache__ -o -name '*.pyi' \) -prune -exec rm -rf {} + \
+    && python3 -m compileall -q -j 1 --invalidation-mode unchecked-hash /opt/csi-local
+
+FROM ${BASE_IMAGE}
+ARG PROGRAMS="btrfs-progs cryptsetup-bin e2fsprogs mount util-linux xfsprogs"
+# hadolint ignore=DL3008
+RUN for program in mkfs.btrfs cryptsetup mkfs.ext4 mount blkid mkfs.xfs; do \
+        command -v "$program" >/dev/null || missing=yes; \
+    done; \
+    if [ -n "${missing:-}" ]; then \
+        apt-get update -q && apt-get install -y -q --no-install-recommends ${PROGRAMS} \
+        && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*; \
+    fi
+COPY --from=packages /opt/csi-local /opt/csi-local
+COPY --chmod=755 deploy/csi-local /usr/local/bin/csi-local
+ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+# The controller needs no privileges. The node's container is made root, and privileged, by its manifest.
+USER 65532:65532
+ENTRYPOINT ["/usr/local/bin/csi-local"]
+CMD ["--help"]

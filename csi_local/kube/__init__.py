@@ -1,0 +1,1 @@
+"""The Kubernetes API: custom resources, what they say, and who carries it out."""

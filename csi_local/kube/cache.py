@@ -1,0 +1,208 @@
+"""One collection of the Kubernetes API, kept in memory: listed once, then watched.
+
+What is here may be late, never wrong: an object is replaced only by a later version of itself, whether it comes
+from the watch, from a list, or from the answer to one of our own writes (:meth:`Cache.observe`). Outages are waited
+out, and the watch goes on where it stopped; where the server no longer knows that place, all is listed anew.
+"""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from csi_local.kube.api import Api, Object
+from csi_local.model.errors import DriverError, Expired
+
+_log = logging.getLogger(__name__)
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+_MOST_GONE = 10_000
+"""Deleted objects whose last version is remembered, so that a late answer cannot bring them back."""
+
+Listener = Callable[[str, Object | None, Object | None], None]
+"""Told of each change: the name, the object before and after. Called with the cache locked: it must be quick."""
+
+Predicate = Callable[[Object | None], bool]
+
+
+@dataclass(slots=True)
+class _Waiter:
+    predicate: Predicate
+    met: threading.Event = field(default_factory=threading.Event)
+
+
+class Cache:
+    """The objects of *collection* that a label selector chooses, by name."""
+
+    def __init__(self, api: Api, collection: str, *, selector: str = "") -> None:
+        self._api, self._collection, self._selector = api, collection, selector
+        self._guard = threading.RLock()
+        self._objects: dict[str, Object] = {}
+        self._gone: dict[str, int] = {}
+        self._waiters: dict[str, list[_Waiter]] = {}
+        self._listeners: list[Listener] = []
+        self._version = ""
+        self._rewound = False
+        self._synced = threading.Event()
+        self._stopping = threading.Event()
+        self._connected_since: float | None = None
+        self._thread = threading.Thread(target=self._run, name=f"watch-{collection.rpartition('/')[2]}", daemon=True)
+
+    def listen(self, listener: Listener) -> None:
+        """Have *listener* told of each change from now on; what is here already is not told."""
+        self._listeners.append(listener)
+
+    def start(self) -> None:
+        """Begin to list and watch."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End soon: when the watch has something to tell, or the API's connections are closed."""
+        self._stopping.set()
+
+    @property
+    def synced(self) -> bool:
+        """Whether all there is has been listed once."""
+        return self._synced.is_set()
+
+    @property
+    def connected_since(self) -> float | None:
+        """Since when (monotonic seconds) the watch has had no gap; None while it has one."""
+        return self._connected_since
+
+    def check_alive(self) -> str:
+        """Why it hears of nothing any more, or ""; that the API cannot be reached is no reason."""
+        return "" if self._thread.is_alive() else "its thread has died"
+
+    def check_synced(self) -> str:
+        """Why it is not filled yet, or ""."""
+        return "" if self.synced else "not listed yet"
+
+    def wait_synced(self, timeout_s: float) -> bool:
+        """Wait for the first list; return whether it is there."""
+        return self._synced.wait(timeout_s)
+
+    def get(self, name: str) -> Object | None:
+        """An object by its name. It is shared: do not change it."""
+        return self._objects.get(name)
+
+    def items(self) -> list[Object]:
+        """All objects."""
+        with self._guard:
+            return list(self._objects.values())
+
+    def observe(self, found: Object) -> None:
+        """Take in what a write or a read was answered with, before the watch tells of it."""
+        self._take(found["metadata"]["name"], found, _version(found))
+
+    def wait(self, name: str, predicate: Predicate, patience_s: float) -> bool:
+        """Wait until *predicate* is true of an object (None where it is not there); return whether it became so."""
+        waiter = _Waiter(predicate)
+        with self._guard:
+            if predicate(self._objects.get(name)):
+                return True
+            self._waiters.setdefault(name, []).append(waiter)
+        try:
+            return waiter.met.wait(max(0.0, patience_s))
+        finally:
+            with self._guard:
+                waiters = self._waiters[name]
+                waiters.remove(waiter)
+                if not waiters:
+                    del self._waiters[name]
+
+    # --- what comes in
+
+    def _take(self, name: str, found: Object | None, version: int, *, always: bool = False) -> None:
+        """Replace an object by *found*, None where it was deleted, unless a later version is known."""
+        with self._guard:
+            before = self._objects.get(name)
+            known = _version(before) if before else self._gone.get(name, -1)
+            if version > known or always:
+                self._put(name, before, found, version)
+
+    def _put(self, name: str, before: Object | None, found: Object | None, version: int) -> None:
+        if found is not None:
+            self._objects[name] = found
+            self._gone.pop(name, None)
+        else:
+            self._objects.pop(name, None)
+            self._gone[name] = version
+            if len(self._gone) > _MOST_GONE:
+                del self._gone[next(iter(self._gone))]
+        if before is None and found is None:
+            return
+        for listener in self._listeners:
+            listener(name, before, found)
+        for waiter in self._waiters.get(name, ()):
+            if not waiter.met.is_set() and waiter.predicate(found):
+                waiter.met.set()
+
+    def _run(self) -> None:
+        pause = _FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            try:
+                if not self._version or not self.synced:
+                    self._list()
+                elif self._connected_since is None:
+                    self._check_history()
+                self._watch()
+                pause = _FIRST_PAUSE_S
+            except Expired as error:
+                _log.info("%s: listing again: %s", self._collection, error)
+                self._version, self._connected_since = "", None
+            except DriverError as error:
+                if self._stopping.is_set():
+                    return
+                self._outage(error, pause)
+                self._stopping.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 (only so that not all come at once)
+                pause = min(_LONGEST_PAUSE_S, pause * 2)
+            except Exception:  # noqa: BLE001 (the thread must live; the log has it
+                _log.exception("watching %s", self._collection)
+                self._version, self._connected_since = "", None
+                self._stopping.wait(_LONGEST_PAUSE_S)
+
+    def _outage(self, error: DriverError, pause: float) -> None:
+        began = pause == _FIRST_PAUSE_S
+        _log.log(logging.WARNING if began else logging.DEBUG, "watching %s: %s", self._collection, error)
+        self._connected_since = None
+
+    def _check_history(self) -> None:
+        """See after an outage that the server is not one with an older past: an etcd that was restored.
+
+        Raises:
+            Expired: it is; its versions mean something else than ours.
+        """
+        if int(self._api.version(self._collection)) < int(self._version):
+            self._rewound = True
+            raise Expired("the server's versions went back: its data was restored from a backup")
+
+    def _list(self) -> None:
+        items, version = self._api.list(self._collection, self._selector)
+        there = {one["metadata"]["name"]: one for one in items}
+        with self._guard:
+            if self._rewound:
+                self._gone.clear()
+            for name in [name for name in self._objects if name not in there]:
+                self._take(name, None, int(version), always=self._rewound)
+            for name, found in there.items():
+                self._take(name, found, _version(found), always=self._rewound)
+        self._version, self._rewound = version, False
+        self._synced.set()
+
+    def _watch(self) -> None:
+        """Follow one watch to its end."""
+        self._connected_since = self._connected_since or time.monotonic()
+        for kind, found in self._api.watch(self._collection, self._version, selector=self._selector):
+            version = found["metadata"]["resourceVersion"]
+            if kind != "BOOKMARK":
+                self._take(found["metadata"]["name"], None if kind == "DELETED" else found, int(version))
+            self._version = version
+            if self._stopping.is_set():
+                return
+
+
+def _version(found: Object) -> int:
+    """An object's resource version; those of one resource can be compared (Kubernetes API concepts)."""
+    return int(found["metadata"]["resourceVersion"])

@@ -1,0 +1,136 @@
+"""Events on claims and on the node: for what a person should see in ``kubectl describe``."""
+
+import hashlib
+import logging
+import re
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from csi_local.kube import resources
+from csi_local.kube.api import Api, Object
+from csi_local.model.errors import AlreadyExists, DriverError
+
+_log = logging.getLogger(__name__)
+_COMPONENT = "csi-local"
+_AGAIN_S = 3600.0
+"""How long the API server keeps an Event by default (``--event-ttl``): until then the same is not said again."""
+_BURST, _REFILL_S = 20.0, 10.0
+_REMEMBERED = 1000
+_MAX_MESSAGE = 1024
+"""Characters in a message (k8s.io/api/core/v1, EventSeries and validation of events)."""
+_CLAIM_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class About:
+    """What an Event is about.
+
+    Attributes:
+        namespace: of the object, "" where it has none.
+        uid: ``kubectl describe`` looks for Events by it.
+    """
+
+    kind: str
+    name: str
+    namespace: str = ""
+    uid: str = ""
+
+
+def about_node(name: str) -> About:
+    """A node. The kubelet takes its name for its uid in Events, and kubectl looks for that."""
+    return About(kind="Node", name=name, uid=name)
+
+
+def about_claim(namespace: str, name: str, volume_name: str) -> About:
+    """A claim; its uid is the end of the name that the provisioner gives to the volume (``pvc-UID``)."""
+    uid = _CLAIM_UID.search(volume_name)
+    return About(kind="PersistentVolumeClaim", namespace=namespace, name=name, uid=uid[0] if uid else "")
+
+
+class Events:
+    """Tells of what needs a person: the same only once an hour, and not too much at once."""
+
+    def __init__(self, api: Api, node: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._api = api
+        self._node = node
+        self._clock = clock
+        self._guard = threading.Lock()
+        self._said: OrderedDict[str, float] = OrderedDict()
+        self._allowance, self._counted = _BURST, clock()
+
+    def warn(self, about: About, reason: str, message: str) -> None:
+        """Say it, also in the log. What the API does not take is lost: it is in the log.
+
+        *reason* is one word, as programs read it (``PoolMissing``).
+        """
+        name = _event_name(about, reason, message)
+        if not self._is_new(name):
+            return
+        _log.warning("%s %s: %s: %s", about.kind, about.name, reason, message)
+        if not self._is_allowed():
+            return
+        event = _event(name, about, reason, message, self._node)
+        collection = resources.events(event["metadata"]["namespace"])
+        try:
+            try:
+                self._api.create(collection, event)
+            except AlreadyExists:  # said by an earlier process
+                self._api.patch(collection, name, {"lastTimestamp": event["lastTimestamp"]})
+        except DriverError as error:
+            _log.info("an event is lost: %s", error)
+
+    def _is_new(self, name: str) -> bool:
+        now = self._clock()
+        with self._guard:
+            said = self._said.get(name)
+            if said is not None and now - said < _AGAIN_S:
+                return False
+            self._said[name] = now
+            self._said.move_to_end(name)
+            if len(self._said) > _REMEMBERED:
+                self._said.popitem(last=False)
+            return True
+
+    def _is_allowed(self) -> bool:
+        now = self._clock()
+        with self._guard:
+            self._allowance = min(_BURST, self._allowance + (now - self._counted) / _REFILL_S)
+            self._counted = now
+            if self._allowance < 1:
+                return False
+            self._allowance -= 1
+            return True
+
+
+def _event_name(about: About, reason: str, message: str) -> str:
+    """A name that the same Event always has, so that a restarted process does not say everything again."""
+    said = repr((about, reason, message))
+    return f"csi-local.{hashlib.sha256(said.encode()).hexdigest()[:32]}"
+
+
+def _event(name: str, about: About, reason: str, message: str, node: str) -> Object:
+    now = resources.timestamp(time.time())
+    namespace = about.namespace or "default"
+    involved = {"kind": about.kind, "name": about.name, "apiVersion": "v1"}
+    if about.namespace:
+        involved["namespace"] = about.namespace
+    if about.uid:
+        involved["uid"] = about.uid
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": name, "namespace": namespace},
+        "involvedObject": involved,
+        "reason": reason,
+        "message": message[:_MAX_MESSAGE],
+        "type": "Warning",
+        "source": {"component": _COMPONENT, "host": node},
+        "reportingComponent": _COMPONENT,
+        "reportingInstance": node,
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }

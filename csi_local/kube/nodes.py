@@ -1,0 +1,212 @@
+"""The nodes as the controller sees them: which are there, and which has room for a volume."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from csi_local.kube.api import Object
+from csi_local.kube.cache import Cache
+from csi_local.kube.pool_resource import pool_view
+from csi_local.kube.resources import lease_name, node_of
+from csi_local.model.accessibility import Accessibility
+from csi_local.model.parameters import ClassParameters
+from csi_local.model.pool import PoolView
+from csi_local.model.quantity import Bytes
+from csi_local.plan.placement import available, place
+from csi_local.plan.request import Shape
+
+LEASE_S = 40.0
+"""A node whose lease has not been renewed for this long counts as gone; it renews every 10 s."""
+
+NOT_THERE = "it is not there (its lease is old)"
+
+_PROMISE_S = 3.0
+"""How long after its answer a volume is held against a pool that has said nothing since; a change is told in 1 s."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Promise:
+    """Room that a volume takes and that its pool's resource may not show yet.
+
+    Attributes:
+        pool: the name of the pool's resource.
+        settled: when (monotonic seconds) its node has answered; None while it has not.
+    """
+
+    pool: str
+    size: int
+    settled: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The node for a volume, or None; *why* says of each node that was passed over what stood in the way."""
+
+    node: str | None
+    why: str
+
+
+class Nodes:
+    """What leases and pools say of the nodes."""
+
+    def __init__(
+        self,
+        leases: Cache,
+        pools: Cache,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """*clock* is for a node's first lease alone: then it is told by the change of it, not by the node's clock."""
+        self._leases, self._clock, self._monotonic = leases, clock, monotonic
+        self._guard = threading.Lock()
+        self._renewed: dict[str, float | None] = {}
+        self._views: dict[str, dict[str, PoolView]] = {}
+        self._promises: dict[str, Promise] = {}
+        leases.listen(self._lease)
+        pools.listen(self._pool)
+
+    # --- what comes in
+
+    def _lease(self, name: str, before: Object | None, now: Object | None) -> None:
+        if now is None:
+            self._renewed.pop(name, None)
+            return
+        renewed = now["spec"].get("renewTime")
+        if before is None:
+            age = self._clock() - datetime.fromisoformat(renewed).timestamp() if renewed else LEASE_S
+            self._renewed[name] = self._monotonic() - age if age < LEASE_S else None
+        elif before["spec"].get("renewTime") != renewed:
+            self._renewed[name] = self._monotonic()
+
+    def _pool(self, name: str, before: Object | None, now: Object | None) -> None:
+        with self._guard:
+            if before is not None:
+                self._views.get(node_of(before), {}).pop(name, None)
+            if now is not None:
+                self._views.setdefault(node_of(now), {})[name] = pool_view(now)
+            for volume in [key for key, one in self._promises.items() if one.pool == name and one.settled is not None]:
+                del self._promises[volume]  # this view has it
+
+    # --- what is asked
+
+    def alive(self, node: str) -> bool:
+        """Whether a node is there: it renews its lease, or nobody could have seen it renew.
+
+        Where we could not watch, silence says nothing; a lease that was old when it was first seen does.
+        """
+        renewed = self._renewed.get(lease_name(node))
+        watching = self._leases.connected_since
+        if renewed is None or watching is None:
+            return renewed is not None
+        return self._monotonic() - max(renewed, watching) < LEASE_S
+
+    def choose(
+        self, parameters: ClassParameters, shape: Shape, size: Bytes, where: Accessibility, passed: Mapping[str, str]
+    ) -> Choice:
+        """The first node wished for that has room; after those, where any will do, the one that placement prefers.
+
+        *passed* are nodes that have refused already, and why. Where only what is promised and not yet made stands in
+        the way, a node is asked all the same: it alone knows exactly.
+        """
+        with_promises = self._choose(parameters, shape, size, where, passed, promised=True)
+        if with_promises.node or not self._promises:
+            return with_promises
+        return self._choose(parameters, shape, size, where, passed, promised=False)
+
+    def _choose(
+        self,
+        parameters: ClassParameters,
+        shape: Shape,
+        size: Bytes,
+        where: Accessibility,
+        passed: Mapping[str, str],
+        *,
+        promised: bool,
+    ) -> Choice:
+        reasons: list[str] = []
+        fitting: dict[str, Bytes] = {}
+        others = sorted(set(self._views) - set(where.nodes)) if where.anywhere else []
+        for node in (*where.nodes, *others):
+            room, reason = self._judge(node, parameters, shape, size, passed, promised=promised)
+            if reason:
+                reasons.append(f"node {node}: {reason}")
+            elif node in where.nodes:
+                return Choice(node=node, why="")
+            else:
+                fitting[node] = room
+        if not fitting:
+            return Choice(node=None, why="; ".join(reasons) or "no node has a pool that it may be in")
+        sign = 1 if parameters.placement == "pack" else -1
+        return Choice(node=min(fitting, key=lambda node: (sign * fitting[node], node)), why="")
+
+    def _judge(
+        self,
+        node: str,
+        parameters: ClassParameters,
+        shape: Shape,
+        size: Bytes,
+        passed: Mapping[str, str],
+        *,
+        promised: bool,
+    ) -> tuple[Bytes, str]:
+        """The room of the pool that a node would choose, or why it cannot have the volume."""
+        if node in passed:
+            return Bytes(0), passed[node]
+        if node not in self._views:
+            return Bytes(0), "it has no pools"
+        if not self.alive(node):
+            return Bytes(0), NOT_THERE
+        views = self.views(node) if promised else list(self._views[node].values())
+        placement = place(parameters, shape, size, views)
+        if placement.pool is None:
+            return Bytes(0), placement.explain()
+        return next(available(parameters, view) for view in views if view.name == placement.pool), ""
+
+    def views(self, node: str) -> list[PoolView]:
+        """A node's pools, less what was promised to volumes that they do not show yet."""
+        with self._guard:
+            return [self._less(name, view) for name, view in self._views.get(node, {}).items()]
+
+    def all_views(self, where: Accessibility) -> list[PoolView]:
+        """The pools of all nodes that are there and allowed."""
+        nodes = [node for node in list(self._views) if where.allows(node) and self.alive(node)]
+        return [view for node in nodes for view in self.views(node)]
+
+    def _less(self, name: str, view: PoolView) -> PoolView:
+        now = self._monotonic()
+        taken = 0
+        for volume, promise in list(self._promises.items()):
+            if promise.settled is not None and now - promise.settled > _PROMISE_S:
+                del self._promises[volume]
+            elif promise.pool == name:
+                taken += promise.size
+        if not taken:
+            return view
+        return dataclasses.replace(
+            view, room=Bytes(max(0, view.room - taken)), thin_room=Bytes(max(0, view.thin_room - taken))
+        )
+
+    # --- promises
+
+    def promise(self, volume: str, node: str, parameters: ClassParameters, shape: Shape, size: Bytes) -> None:
+        """Count a volume against the pool that its node will most likely choose, until the pool shows it."""
+        pool = place(parameters, shape, size, self.views(node)).pool
+        name = next((key for key, view in self._views.get(node, {}).items() if view.name == pool), None)
+        with self._guard:
+            self._promises.pop(volume, None)
+            if name is not None:
+                self._promises[volume] = Promise(pool=name, size=size)
+
+    def settle(self, volume: str) -> None:
+        """Say that a volume's node has answered: the promise goes with the next word of its pool."""
+        with self._guard:
+            if (promise := self._promises.get(volume)) is not None:
+                self._promises[volume] = dataclasses.replace(promise, settled=self._monotonic())
+
+    def forget(self, volume: str) -> None:
+        """Say that a volume is not to be made."""
+        with self._guard:
+            self._promises.pop(volume, None)

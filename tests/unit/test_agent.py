@@ -1,0 +1,466 @@
+"""The agent over a machine in memory and an API server in memory: what is wanted, is done and answered, once."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from csi_local.engine.survey import Survey
+from csi_local.kube import resources
+from csi_local.kube.agent import Agent
+from csi_local.kube.api import Api
+from csi_local.kube.events import Events
+from csi_local.kube.resources import NODE_LABEL, VOLUMES, answered
+from csi_local.kube.volume_resource import new_volume, volume_view
+from csi_local.model.errors import NotFound
+from csi_local.model.parameters import parse_parameters
+from csi_local.model.volume import CapacityRange, volume_id
+from csi_local.plan.request import VolumeRequest
+from tests.fake.kubernetes import Kubernetes
+from tests.observe import until
+from tests.unit.rig import PATIENCE_S, Rig, capability
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from csi_local.kube.api import Object
+    from csi_local.model.quantity import Bytes
+
+MIB = 1 << 20
+NODE = "node-1"
+CLAIM = {"csi.storage.k8s.io/pvc/namespace": "shop", "csi.storage.k8s.io/pvc/name": "db"}
+UID = "0a1b2c3d-0000-1111-2222-333344445555"
+
+
+class Scene:
+    """A node, its agent, and the controller as the test plays it."""
+
+    def __init__(self, cluster: Kubernetes, rig: Rig) -> None:
+        self.cluster = cluster
+        self.rig = rig
+        self.told: list[tuple[str, str]] = []
+        self.agents: list[Agent] = []
+        self.at_point: Callable[[str], None] = lambda _name: None
+
+    def start(self) -> None:
+        """Start an agent; one that runs already is told to stop."""
+        self.stop()
+        self.api = api = Api(self.cluster.credentials)
+        agent = Agent(
+            api,
+            NODE,
+            (self.rig.volumes, self.rig.sizes),
+            Events(api, NODE),
+            told=lambda operation, result, _seconds: self.told.append((operation, result)),
+            changed=lambda: None,
+            crash_point=self._pass,
+            workers=1,
+        )
+        agent.start()
+        self.agents.append(agent)
+        self.survey = Survey(self.rig.volumes, self.rig.pools, agent.surveyed)
+
+    def _pass(self, name: str) -> None:
+        self.at_point(name)
+
+    def stop(self) -> None:
+        """Stop it."""
+        for agent in self.agents:
+            agent.stop()
+            self.api.close()
+        self.agents.clear()
+
+    def look(self) -> None:
+        """Have the node look at its volumes."""
+        cache = self.agents[0].cache
+        until(lambda: cache.synced and cache.items() == self._mine(), "the agent knows what there is")
+        self.survey.look()
+
+    def _mine(self) -> list[Object]:
+        return self.cluster.all(VOLUMES, resources.selector(NODE))
+
+    def want(self, name: str, size: int, parameters: Mapping[str, str] | None = None, node: str = NODE) -> str:
+        """Want a volume; return the name of its resource."""
+        wanted = new_volume(_request(name, size, parameters or {}), volume_id(name), node)
+        return str(self.cluster.create(VOLUMES, wanted)["metadata"]["name"])
+
+    def change(self, name: str, **spec: Any) -> None:  # noqa: ANN401
+        """Want something else of a volume."""
+        now = self.cluster.get(VOLUMES, name)
+        patch: Object = {"spec": {"attempt": now["spec"]["attempt"] + 1, **spec}}
+        if "nodeName" in spec:
+            patch["metadata"] = {"labels": {NODE_LABEL: spec["nodeName"]}}
+        self.cluster.patch(VOLUMES, name, patch)
+
+    def answer(self, name: str) -> Object:
+        """Wait for the answer; return the status."""
+        found = self.cluster.until(VOLUMES, name, lambda now: now is not None and answered(now))
+        return dict(found["status"])
+
+    def wait_gone(self, name: str) -> None:
+        """Wait until a resource is gone."""
+        self.cluster.until(VOLUMES, name, lambda now: now is None)
+
+    def events(self) -> list[tuple[str, str]]:
+        """Return the Events: what about, and why."""
+        spaces = (resources.events("shop"), resources.events("default"))
+        found = [event for space in spaces for event in self.cluster.all(space)]
+        return [(event["involvedObject"]["kind"], event["reason"]) for event in found]
+
+    def writes(self) -> list[str]:
+        """Return what the agent has written, in order."""
+        return [f"{method} {path}" for method, path in self.cluster.requests if method != "GET"]
+
+
+def _request(name: str, size: int, parameters: Mapping[str, str]) -> VolumeRequest:
+    return VolumeRequest(
+        name=name,
+        capacity=CapacityRange(required=size),
+        capabilities=(capability(),),
+        parameters=parse_parameters({"pool": "loops", **parameters}),
+    )
+
+
+@pytest.fixture
+def cluster() -> Iterator[Kubernetes]:
+    with Kubernetes() as made:
+        yield made
+
+
+@pytest.fixture
+def rig() -> Rig:
+    made = Rig(node_name=NODE)
+    made.start()
+    return made
+
+
+@pytest.fixture
+def scene(cluster: Kubernetes, rig: Rig) -> Iterator[Scene]:
+    made = Scene(cluster, rig)
+    yield made
+    made.stop()
+
+
+def test_a_volume_s_life(scene: Scene) -> None:
+    scene.start()
+    name = scene.want("data", 32 * MIB, CLAIM)
+    status = scene.answer(name)
+    assert (status["phase"], status["capacityBytes"], status["pool"]) == ("Ready", 32 * MIB, "loops")
+    found = scene.cluster.get(VOLUMES, name)
+    view = volume_view(found)
+    assert view.record is not None
+    assert view.record.labels == CLAIM
+
+    scene.change(name, capacity={"requiredBytes": 64 * MIB, "limitBytes": 0})
+    status = scene.answer(name)
+    assert (status["capacityBytes"], status["nodeExpansionRequired"]) == (64 * MIB, True)
+
+    scene.change(name, state="Absent")
+    scene.wait_gone(name)
+    with pytest.raises(NotFound):
+        scene.rig.volumes.get("data")
+    until(lambda: scene.told == [("create", "OK"), ("expand", "OK"), ("delete", "OK")], "all is counted")
+    path = f"{VOLUMES}/{name}"
+    assert scene.writes() == [
+        f"PATCH {path}/status",
+        f"PATCH {path}/status",
+        f"PATCH {path}",
+        f"DELETE {path}",
+    ]
+
+
+def test_a_name_that_is_no_resource_s(scene: Scene) -> None:
+    scene.start()
+    name = scene.want("Data_1", 16 * MIB)
+    assert name != "Data_1"
+    assert scene.answer(name)["volumeId"] == "Data_1"
+
+
+def test_a_refusal_is_answered_once_and_again_when_asked_again(scene: Scene) -> None:
+    scene.start()
+    name = scene.want("big", 1 << 50)
+    status = scene.answer(name)
+    assert (status["phase"], status["error"]["code"]) == ("Failed", "RESOURCE_EXHAUSTED")
+    assert "pool loops" in status["error"]["message"]
+    assert "volumeId" not in status
+    scene.change(name, capacity={"requiredBytes": 16 * MIB, "limitBytes": 0})
+    status = scene.answer(name)
+    assert status["phase"] == "Ready"
+    assert "error" not in status
+    until(lambda: scene.told == [("create", "RESOURCE_EXHAUSTED"), ("create", "OK")], "all is counted")
+
+
+def test_a_spec_that_nobody_understands(scene: Scene) -> None:
+    scene.start()
+    wanted = new_volume(_request("odd", 16 * MIB, {}), volume_id("odd"), NODE)
+    wanted["spec"]["parameters"]["frobnicate"] = "yes"
+    scene.cluster.create(VOLUMES, wanted)
+    assert scene.answer("odd")["error"]["code"] == "INVALID_ARGUMENT"
+
+
+def test_a_volume_in_use_stays(scene: Scene) -> None:
+    scene.start()
+    name = scene.want("data", 16 * MIB)
+    scene.answer(name)
+    scene.rig.host.make_dirs("/kubelet/staging")
+    scene.rig.publisher.stage("data", "/kubelet/staging", capability(), PATIENCE_S)
+    scene.change(name, state="Absent")
+    status = scene.answer(name)
+    assert status["error"]["code"] == "FAILED_PRECONDITION"
+    scene.look()
+    scene.rig.publisher.unstage("data", "/kubelet/staging", PATIENCE_S)
+    scene.look()  # that it is to go was said
+    scene.wait_gone(name)
+
+
+def test_what_was_wanted_while_the_node_was_down(scene: Scene) -> None:
+    scene.start()
+    for one in ("old", "grown"):
+        scene.answer(scene.want(one, 16 * MIB))
+    scene.stop()
+    scene.want("new", 16 * MIB)
+    scene.change("old", state="Absent")
+    scene.change("grown", capacity={"requiredBytes": 32 * MIB, "limitBytes": 0})
+    scene.start()
+    scene.answer("new")
+    scene.wait_gone("old")
+    assert scene.answer("grown")["capacityBytes"] == 32 * MIB
+
+
+def test_another_node_s_volumes_are_not_touched(scene: Scene) -> None:
+    scene.start()
+    scene.want("theirs", 16 * MIB, node="node-2")
+    scene.answer(scene.want("ours", 16 * MIB))
+    assert [view.id for view in scene.rig.volumes.list("", 0)[0]] == ["ours"]
+
+
+def test_what_was_made_is_removed_where_it_was_moved_meanwhile(scene: Scene) -> None:
+    made, moved = threading.Event(), threading.Event()
+
+    def pause(point: str) -> None:
+        if point == "agent-create:done":
+            made.set()
+            assert moved.wait(20)
+
+    scene.at_point = pause
+    scene.start()
+    name = scene.want("data", 16 * MIB)
+    assert made.wait(20)
+    scene.change(name, nodeName="node-2")
+    moved.set()
+    until(lambda: scene.rig.volumes.list("", 0)[0] == [], "it is removed here")
+    found = scene.cluster.get(VOLUMES, name)
+    assert "status" not in found
+
+
+def test_what_was_made_is_removed_where_nobody_wants_it_any_more(scene: Scene) -> None:
+    scene.at_point = lambda point: scene.cluster.lose(VOLUMES, "data") if point == "agent-create:done" else None
+    scene.start()
+    scene.want("data", 16 * MIB)
+    until(lambda: scene.writes() and scene.rig.volumes.list("", 0)[0] == [], "it is removed here")
+
+
+def test_a_volume_that_was_acknowledged_is_never_made_again(scene: Scene) -> None:
+    scene.start()
+    name = scene.want("data", 16 * MIB, {**CLAIM})
+    scene.answer(name)
+    scene.rig.host.remove_tree(scene.rig.pool_of("data").layout.volume(volume_id("data")))
+    scene.change(name)
+    status = scene.answer(name)
+    assert status["error"]["code"] == "NOT_FOUND"
+    assert scene.rig.volumes.list("", 0)[0] == []
+
+
+def test_a_lost_answer_is_given_again(scene: Scene) -> None:
+    scene.start()
+    scene.cluster.lose_answer("PATCH")
+    name = scene.want("data", 16 * MIB)
+    assert scene.answer(name)["phase"] == "Ready"
+    for method in ("PATCH", "DELETE"):
+        scene.cluster.lose_answer(method)
+    scene.change(name, state="Absent")
+    scene.wait_gone(name)
+    until(lambda: not scene.rig.volumes.list("", 0)[0], "it is gone")
+
+
+def test_an_outage(scene: Scene) -> None:
+    scene.at_point = lambda point: scene.cluster.down() if point == "agent-create:done" else None
+    scene.start()
+    name = scene.want("data", 16 * MIB)
+    until(lambda: scene.rig.volumes.list("", 0)[0] != [], "it is made")
+    scene.want("later", 16 * MIB)
+    scene.at_point = lambda _point: None
+    until(lambda: scene.agents[0].unconnected != "", "it has noticed")
+    assert not scene.agents[0].problem
+    scene.cluster.up()
+    assert scene.answer(name)["phase"] == "Ready"
+    assert scene.answer("later")["phase"] == "Ready"
+    assert not scene.agents[0].unconnected
+
+
+def test_without_an_api_it_waits(scene: Scene) -> None:
+    scene.want("data", 16 * MIB)
+    scene.cluster.down()
+    scene.rig.volumes.create(_request("lost", 16 * MIB, {}), PATIENCE_S)
+    scene.start()
+    scene.survey.look()
+    assert not scene.agents[0].problem
+    scene.cluster.up()
+    scene.answer("data")
+    scene.agents[0].catch_up()
+    scene.answer("lost")
+
+
+def test_deleted_by_hand(scene: Scene) -> None:
+    scene.start()
+    name = scene.want(f"pvc-{UID}", 16 * MIB, CLAIM)
+    scene.answer(name)
+    scene.cluster.delete(VOLUMES, name)
+    assert scene.answer(name)["phase"] == "Ready"
+    assert [view.id for view in scene.rig.volumes.list("", 0)[0]] == [f"pvc-{UID}"]
+    until(lambda: scene.events() == [("PersistentVolumeClaim", "DeletionHeldBack")], "it is told")
+    (event,) = scene.cluster.all(resources.events("shop"))
+    assert event["involvedObject"]["uid"] == UID
+    scene.change(name, state="Absent")
+    scene.wait_gone(name)
+    until(lambda: not scene.rig.volumes.list("", 0)[0], "it is gone")
+
+
+class TestAdoption:
+    def test_a_volume_without_a_resource_gets_one(self, scene: Scene) -> None:
+        made = scene.rig.volumes.create(_request("data", 16 * MIB, {"mkfsOptions": "-i 8192", **CLAIM}), PATIENCE_S)
+        scene.start()
+        scene.look()
+        status = scene.answer("data")
+        assert (status["phase"], status["capacityBytes"]) == ("Ready", 16 * MIB)
+        found = scene.cluster.get(VOLUMES, "data")
+        assert found["spec"]["claim"] == {"namespace": "shop", "name": "db"}
+        assert made.record is not None
+        assert found["spec"]["parameters"] == dict(made.record.parameters)
+
+    def test_one_that_the_api_lost(self, scene: Scene) -> None:
+        scene.start()
+        name = scene.want("data", 16 * MIB)
+        scene.answer(name)
+        scene.cluster.lose(VOLUMES, name)
+        until(lambda: scene.agents[0].cache.get(name) is None, "it is forgotten")
+        scene.look()
+        assert scene.answer(name)["volumeId"] == "data"
+
+    def test_one_that_is_being_removed_is_not_brought_back(self, scene: Scene) -> None:
+        scene.start()
+        name = scene.want("data", 16 * MIB)
+        scene.answer(name)
+        scene.look()
+        seen = scene.survey.found
+        scene.change(name, state="Absent")
+        scene.wait_gone(name)
+        until(lambda: scene.agents[0].cache.get(name) is None, "it is gone here too")
+        scene.agents[0].surveyed(seen)  # a look that began before
+        scene.answer(scene.want("other", 16 * MIB))
+        assert [one["metadata"]["name"] for one in scene.cluster.all(VOLUMES)] == ["other"]
+
+    def test_another_node_s_is_reported_and_left(self, scene: Scene) -> None:
+        scene.rig.volumes.create(_request("data", 16 * MIB, {}), PATIENCE_S)
+        scene.want("data", 16 * MIB, node="node-2")
+        scene.start()
+        scene.look()
+        until(lambda: scene.events() == [("Node", "VolumeOfAnotherNode")], "it is reported")
+        assert [view.id for view in scene.rig.volumes.list("", 0)[0]] == ["data"]
+        scene.change("data", nodeName=NODE)  # as the Event says
+        assert scene.answer("data")["phase"] == "Ready"
+
+
+class TestHealth:
+    def test_data_that_is_gone_is_told_once(self, scene: Scene) -> None:
+        scene.start()
+        name = scene.want(f"pvc-{UID}", 16 * MIB, CLAIM)
+        scene.answer(name)
+        layout = scene.rig.pool_of(name).layout
+        scene.rig.host.remove_tree(layout.image(volume_id(name)))
+        scene.look()
+        found = scene.cluster.until(VOLUMES, name, lambda now: _unhealthy(now) != "")
+        assert "gone" in _unhealthy(found)
+        until(lambda: scene.events() == [("PersistentVolumeClaim", "VolumeUnhealthy")], "it is told")
+        writes = scene.writes()
+        scene.look()
+        scene.answer(scene.want("other", 16 * MIB))
+        assert len(scene.writes()) == len(writes) + 1
+
+    def test_it_recovers(self, scene: Scene) -> None:
+        scene.start()
+        name = scene.want("data", 16 * MIB)
+        scene.answer(name)
+        image = scene.rig.pool_of(name).layout.image(volume_id(name))
+        scene.rig.host.rename(image, f"{image}.away")
+        scene.look()
+        scene.cluster.until(VOLUMES, name, lambda now: _unhealthy(now) != "")
+        scene.rig.host.rename(f"{image}.away", image)
+        scene.look()
+        scene.cluster.until(VOLUMES, name, lambda now: _unhealthy(now) == "")
+
+    def test_a_pool_that_is_missing(self, scene: Scene) -> None:
+        scene.start()
+        name = scene.want("data", 16 * MIB)
+        scene.answer(name)
+        scene.rig.host.unmount(scene.rig.pools.get("loops").root)
+        scene.look()
+        found = scene.cluster.until(VOLUMES, name, lambda now: _unhealthy(now) != "")
+        assert found["status"]["phase"] == "Ready"
+
+
+def _unhealthy(found: Object | None) -> str:
+    """Return what is said to be wrong with a volume."""
+    return volume_view(found).problem if found is not None else ""
+
+
+def _volumes(rig: Rig) -> list[tuple[str, Bytes]]:
+    """Return the volumes there are, with their sizes."""
+    return [(view.id, view.record.size) for view in rig.volumes.list("", 0)[0] if view.record is not None]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the one that dies
+@pytest.mark.parametrize("operation", ["create", "expand", "delete"])
+def test_every_point_is_survived(scene: Scene, operation: str) -> None:
+    """The agent names the points itself; at each it stops as if killed, and another one goes on."""
+    points: list[str] = []
+    scene.at_point = points.append
+    scene.start()
+    _live(scene, "traced", lambda _step: None)
+    found = [point for point in points if point.startswith(f"agent-{operation}:")]
+    assert len(found) >= 2
+    for number, point in enumerate(found):
+        name = f"volume-{number}"
+        _live(scene, name, partial(_die, scene, point, operation))
+        assert _volumes(scene.rig) == []
+
+
+def _live(scene: Scene, name: str, before: Callable[[str], None]) -> None:
+    """Let a volume live; *before* each step something may be arranged."""
+    before("create")
+    scene.want(name, 16 * MIB)
+    assert scene.answer(name)["capacityBytes"] == 16 * MIB
+    before("expand")
+    scene.change(name, capacity={"requiredBytes": 32 * MIB, "limitBytes": 0})
+    assert scene.answer(name)["capacityBytes"] == 32 * MIB
+    before("delete")
+    scene.change(name, state="Absent")
+    scene.wait_gone(name)
+    until(lambda: _volumes(scene.rig) == [], "its data is gone")
+
+
+def _die(scene: Scene, point: str, operation: str, step: str) -> None:
+    """Let the agent of now come to its end at a point, and another one start."""
+    if step != operation:
+        return
+
+    def stop_here(name: str) -> None:
+        if name == point:
+            scene.at_point = lambda _name: None
+            threading.Thread(target=scene.start).start()
+            raise SystemExit  # ends this worker's thread, and nothing more is done
+
+    scene.at_point = stop_here
