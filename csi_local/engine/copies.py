@@ -42,6 +42,10 @@ def _on_a_thread(work: Callable[[], None]) -> None:
     threading.Thread(target=work, name="copy", daemon=True).start()
 
 
+def _nothing(_proceed: Proceed) -> None:
+    """What is to be done for a copy that has ended by the time somebody joins it."""
+
+
 class Copies:
     """The copies under way, by what they make; *spawn* begins one."""
 
@@ -85,6 +89,18 @@ class Copies:
         if copy.error is not None:
             raise copy.error
         return True
+
+    def join(self, key: str, asked: object, wait_s: float) -> bool:
+        """Wait for the copy that makes *key*, if there is one; whether there is none any more.
+
+        Raises:
+            AlreadyExists: what is being made is something else.
+            DriverError: it failed; who asks again begins again.
+        """
+        with self._changed:
+            if key not in self._copies:
+                return True
+        return self.run(key, "", asked, _nothing, wait_s)
 
     def _do(self, key: str, copy: _Copy, work: Callable[[Proceed], None]) -> None:
         try:

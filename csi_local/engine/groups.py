@@ -58,12 +58,12 @@ class Groups:
         if not request.sources:
             raise InvalidArgument("source_volume_ids are missing")
         with self._locks.hold(_key(group), patience_s):
-            for pool in self._pools.all():
-                if pool.store.snapshots.group_exists(group):
-                    found = self._view(pool, group)
-                    grouping.check_same_group(request, [one.record for one in found.members])
-                    pool.store.snapshots.sync()
-                    return found
+            there = self._pools.locate_group(group)
+            if there is not None:
+                found = self._view(there, group)
+                grouping.check_same_group(request, [one.record for one in found.members])
+                there.store.snapshots.sync()
+                return found
             sources = [self._sources.volume(shown) for shown in sorted(set(request.sources))]
             pool = sources[0].pool
             grouping.check_one_pool({source.pool.spec.name for source in sources}, pool.abilities)

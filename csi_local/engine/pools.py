@@ -399,6 +399,14 @@ class Pools:
         """
         return self._only(f"volume {volume}", self._search(lambda pool: pool.store.exists(volume))[0])
 
+    def locate_snapshot(self, snapshot: SnapshotId) -> Pool | None:
+        """The pool that has the snapshot, if one has."""
+        return self._only(f"snapshot {snapshot}", self._search(lambda pool: pool.store.snapshots.exists(snapshot))[0])
+
+    def locate_group(self, group: GroupId) -> Pool | None:
+        """The pool that has the group, if one has."""
+        return self._only(f"group {group}", self._search(lambda pool: pool.store.snapshots.group_exists(group))[0])
+
     def having(self, volume: VolumeId) -> list[Pool]:
         """Every open pool that has the volume: two, where one was missing when the other's was made."""
         return self._search(lambda pool: pool.store.exists(volume))[0]

@@ -1,6 +1,6 @@
 """Volumes made from a snapshot or from another volume: near, by sharing blocks, or far, by a copy in the background."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from csi_local.engine.copies import Copies
@@ -20,12 +20,13 @@ _WAIT_S = 5.0
 """How long a request waits for a copy; the next one finds it. Side-cars give up after ten seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """What a copy under way was asked for: all that a retry must repeat."""
+def _asked(request: VolumeRequest) -> object:
+    """What a copy is asked for: all that a retry must repeat; what the provisioner says of the claim may change."""
+    return replace(request, parameters=replace(request.parameters, labels={}))
 
-    request: VolumeRequest
-    source: str
+
+def _still(request: VolumeRequest) -> Busy:
+    return Busy(f"the data of volume {request.name!r} is being copied; ask again")
 
 
 class Restorer:
@@ -61,16 +62,21 @@ class Restorer:
             with self._sources.held(source, patience_s) as seen, pool.promising(record):
                 self._run("restore", record, seen.origin, pool, near=True)
             return
-        asked = _Asked(request, str(request.source))
         work = partial(self._copy, record, source, pool, patience_s)
         reads = source.key if source.origin.kept or not within_reach(source.pool.abilities) else ""
-        done = self._copies.run(record.id, reads, asked, work, min(_WAIT_S, patience_s))
+        done = self._copies.run(record.id, reads, _asked(request), work, min(_WAIT_S, patience_s))
         if not done:
-            raise Busy(f"the data of volume {record.name!r} is being copied; ask again")
+            raise _still(request)
 
-    def under_way(self, volume: str) -> bool:
-        """Whether a copy is making that volume."""
-        return volume in self._copies.asked()
+    def join(self, request: VolumeRequest, patience_s: float) -> None:
+        """Wait for the copy that is making a volume, if there is one.
+
+        Raises:
+            AlreadyExists: it is being made from something else, or in another way.
+            Busy: its data is still being copied; the same request again finds it.
+        """
+        if request.source and not self._copies.join(request.id, _asked(request), min(_WAIT_S, patience_s)):
+            raise _still(request)
 
     def cancel(self, volume: str, patience_s: float) -> None:
         """Give up a copy that is making that volume; no error where there is none."""

@@ -77,12 +77,12 @@ class Snapshots:
         """
         snapshot = snapshot_id(check_name(request.name, "snapshot"))
         with self._locks.hold(snapshot_key(snapshot), patience_s):
-            for pool in self._pools.all():
-                if pool.store.snapshots.exists(snapshot):
-                    record = pool.store.snapshots.load(snapshot)
-                    copying.check_same_snapshot(record, request)
-                    pool.store.snapshots.sync()
-                    return SnapshotView(id=snapshot, pool=pool.spec.name, record=record)
+            pool = self._pools.locate_snapshot(snapshot)
+            if pool is not None:
+                record = pool.store.snapshots.load(snapshot)
+                copying.check_same_snapshot(record, request)
+                pool.store.snapshots.sync()
+                return SnapshotView(id=snapshot, pool=pool.spec.name, record=record)
             source = self._sources.volume(request.source)
             if within_reach(source.pool.abilities):
                 return self._take(request, source, patience_s)
@@ -140,6 +140,8 @@ class Snapshots:
             record = known.record
 
         def work(proceed: Proceed) -> None:
+            with self._sources.held(source, patience_s) as seen:  # whoever stages it from now on ends the copy
+                copying.check_can_be_copied(seen.origin)
             place = pool.layout.new_snapshot(record.id)
             leftover = self._host.stat(place) is not None
             pool.store.snapshots.prepare()

@@ -77,6 +77,7 @@ class Volumes:
         check_name(request.name)
         volume = request.id
         with self._locks.hold(volume, patience_s):
+            self._restorer.join(request, patience_s)
             pool = self._pools.locate(volume)
             if pool is None:
                 return self._make(request, volume, patience_s)

@@ -367,3 +367,19 @@ class TestOtherPools:
         snapshot = bench.snapshot("daily", volume)
         assert bench.rig.pools.get("main").view().room < bench.rig.pools.get("other").view().room
         assert bench.restore("again", of_snapshot(snapshot.id)).pool == "main"
+
+    def test_a_copy_to_another_pool_is_found_by_the_retry(self) -> None:
+        """Though its room has been promised meanwhile, and so another pool may now look better, or none."""
+        bench = Bench(EXT4, OTHER)
+        volume = bench.volume("data", 1500 * MIB, {**LOOP, "pool": "main"})
+        later = Later()
+        bench.rig.volumes._restorer._copies = Copies(spawn=later)
+        bench.volume("filler", 1500 * MIB, {**LOOP, "pool": "other"})
+        asked = bench.asked("clone", of_volume(volume))
+        for _ in range(2):
+            with pytest.raises(Busy, match="being copied"):
+                bench.rig.volumes.create(asked, 0.1)
+        with pytest.raises(AlreadyExists):
+            bench.rig.volumes.create(bench.asked("clone", of_volume("filler")), 0.1)
+        later()
+        assert bench.rig.volumes.create(asked, 0.1).id == "clone"
