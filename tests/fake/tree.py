@@ -184,8 +184,10 @@ class FakeFilesystem:
         if more > 0:
             self._check_limits(node, more, what)
             self._draw(more, what)
+        own = node.allocated - node.shared
         node.allocated += more
-        self.used += more
+        node.shared = min(node.shared, node.allocated)
+        self.used += node.allocated - node.shared - own
 
     def _check_limits(self, node: Node, more: int, what: str) -> None:
         limit = self.limits.get(node.project, 0) if self.projects and node.project else 0
