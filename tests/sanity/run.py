@@ -52,14 +52,6 @@ PENDING = (
 """The one spec that csi-sanity itself holds back."""
 
 NOT_IN_THIS_VERSION = {
-    "snapshots": {
-        "Snapshot not supported",
-        "CreateSnapshot not supported",
-        "DeleteSnapshot not supported",
-        "ListSnapshots not supported",
-    },
-    "clones": {"Volume Cloning not supported"},
-    "group snapshots": {"GroupControllerService not supported", "VolumeGroupSnapshots not supported"},
     "modify": {
         "Modify volume not supported",
         "Modify Volume not supported",
