@@ -46,6 +46,7 @@ from csi_local.model.errors import (
     Conflict,
     DamagedRecord,
     DriverError,
+    FailedPrecondition,
     NotFound,
     ResourceExhausted,
     Unavailable,
@@ -313,7 +314,9 @@ class _Creation:
             self._passed[node] = str(error)
             return self._move(found)
         error = error or Unavailable(f"node {node} has not made the volume; try again")
-        if not isinstance(error, Busy | Unavailable):
+        if not isinstance(
+            error, Busy | Unavailable | AlreadyExists | FailedPrecondition
+        ):  # the last: something is there
             self._remote.write(found, {"state": ABSENT})
         raise error
 

@@ -20,6 +20,7 @@ from csi_local.model.accessibility import Accessibility
 from csi_local.model.errors import (
     AlreadyExists,
     Busy,
+    DriverError,
     FailedPrecondition,
     HostError,
     InvalidArgument,
@@ -190,6 +191,14 @@ class TestCreate:
         node.fails = None
         cluster.soon(lambda: not cluster.volumes())
         assert controller.create(request(), PATIENCE_S).node == "a"
+
+    @pytest.mark.parametrize("error", [AlreadyExists("another size"), FailedPrecondition("its record is torn")])
+    def test_what_is_on_the_disk_already_is_not_removed(self, cluster: Cluster, error: DriverError) -> None:
+        node, controller = cluster.node("a"), cluster.controller()
+        node.fails = error
+        with pytest.raises(type(error)):
+            controller.create(request(), PATIENCE_S)
+        assert [one["spec"]["state"] for one in cluster.volumes()] == [resources.PRESENT]
 
     def test_what_fails_for_now_is_asked_again(self, cluster: Cluster) -> None:
         node, controller = cluster.node("a"), cluster.controller()
