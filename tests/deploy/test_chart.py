@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 VALUES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
-GROUPS, EVERYTHING, LITTLE = (next(one for one in VALUES if one.stem == name) for name in ("groups", "everything", "little"))
+GROUPS, EVERYTHING, LITTLE = (
+    next(one for one in VALUES if one.stem == name) for name in ("groups", "everything", "little")
+)
 PLACES = {"$(NODE_NAME)": "node-1", "$(NAMESPACE)": "csi-local"}
 MOUNTED_ANYWAY = {"/run/csi-local", "/dev", "/var/lib/kubelet"}
 
@@ -172,7 +174,10 @@ def _wrong() -> Iterator[tuple[str, str]]:
     yield 'nodeGroups=[{"name": "", "pools": [{"name": "a", "path": "/a", "image": "/b"}]}]', "oneOf"
     yield 'nodeGroups=[{"name": "", "pools": [{"name": "a", "image": "/srv/a.img"}]}]', "oneOf"
     yield 'nodeGroups=[{"name": "", "pools": [{"name": "a", "device": "/srv/a"}]}]', "device"
-    yield 'nodeGroups=[{"name": "", "pools": [{"name": "a", "image": "/a.img", "size": "1Gi"}]}]', "directory of its own"
+    yield (
+        'nodeGroups=[{"name": "", "pools": [{"name": "a", "image": "/a.img", "size": "1Gi"}]}]',
+        "directory of its own",
+    )
     yield f"{pools}.medium=ssd", "medium"
     yield f"{pools}.media=floppy", "media"
     yield "storageClasses[0].parameters.meida=ssd", "meida"
