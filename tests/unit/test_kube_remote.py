@@ -358,7 +358,7 @@ class TestDelete:
         with pytest.raises(Unavailable):
             controller.create(request(), SHORT_S)
         node.awake.set()
-        cluster.soon(lambda: not node.volumes and not cluster.volumes())
+        cluster.soon(lambda: not node.volumes and controller.known("pvc-1") is None)
         controller.delete("pvc-1", SHORT_S)
 
     def test_made_by_another_controller_a_moment_ago(self, cluster: Cluster) -> None:
