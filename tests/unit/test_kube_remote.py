@@ -361,6 +361,20 @@ class TestDelete:
         cluster.soon(lambda: not node.volumes and controller.known("pvc-1") is None)
         controller.delete("pvc-1", SHORT_S)
 
+    def test_node_that_has_left(self, cluster: Cluster) -> None:
+        node, controller = cluster.node("a"), cluster.controller()
+        controller.create(request(), PATIENCE_S)
+        node.awake.clear()
+        cluster.server.delete(resources.leases(NAMESPACE), resources.lease_name("a"))
+        cluster.soon(lambda: not controller.nodes.alive("a"))
+        with pytest.raises(Unavailable):
+            controller.delete("pvc-1", SHORT_S)
+        cluster.server.delete(resources.POOLS, resources.pool_resource_name("a", "fast"))
+        cluster.soon(lambda: controller.nodes.removed("a"))
+        controller.delete("pvc-1", SHORT_S)
+        assert cluster.volumes() == []
+        assert node.volumes
+
     def test_made_by_another_controller_a_moment_ago(self, cluster: Cluster) -> None:
         node = cluster.node("a")
         one, other = cluster.controller(), cluster.controller()
