@@ -24,9 +24,13 @@ PLACES = {"$(NODE_NAME)": "node-1", "$(NAMESPACE)": "csi-local"}
 MOUNTED_ANYWAY = {"/run/csi-local", "/dev", "/var/lib/kubelet"}
 
 
+def _with(values: Path | None) -> list[str | Path]:
+    return ["--values", values] if values else []
+
+
 @pytest.mark.parametrize("values", [None, *VALUES], ids=lambda one: one.stem if one else "defaults")
 def test_kubernetes_takes_all_of_it(values: Path | None) -> None:
-    check(rendered(*(["--values", values] if values else [])))
+    check(rendered(*_with(values)))
 
 
 def test_an_older_kubernetes_gets_no_policy_that_it_cannot_follow() -> None:
@@ -37,7 +41,7 @@ def test_an_older_kubernetes_gets_no_policy_that_it_cannot_follow() -> None:
 @pytest.mark.parametrize("values", [None, *VALUES], ids=lambda one: one.stem if one else "defaults")
 def test_the_driver_understands_what_it_is_told(values: Path | None, tmp_path: Path) -> None:
     """The chart's arguments and configuration files, read by the driver's own parsers."""
-    manifests = rendered(*(["--values", values] if values else []))
+    manifests = rendered(*_with(values))
     credentials = tmp_path / "kubeconfig"
     credentials.write_text(KUBECONFIG)
     seen = []
@@ -104,7 +108,7 @@ def test_what_the_node_mounts_is_seen_by_the_host_and_outlives_the_container() -
 
 @pytest.mark.parametrize("values", [None, *VALUES], ids=lambda one: one.stem if one else "defaults")
 def test_only_the_driver_on_a_node_is_privileged(values: Path | None) -> None:
-    for name, pod in pods(rendered(*(["--values", values] if values else []))):
+    for name, pod in pods(rendered(*_with(values))):
         for one in pod["containers"]:
             if (name.startswith("csi-local-node"), one["name"]) == (True, "csi-local"):
                 assert one["securityContext"]["privileged"]
@@ -201,6 +205,6 @@ def test_a_mistake_is_refused_and_named(setting: str, said: str) -> None:
 
 
 def test_the_kustomize_base_is_what_the_chart_makes() -> None:
-    argv = [sys.executable, ROOT / "scripts/render_kustomize.py", "--check"]
+    argv: list[str | Path] = [sys.executable, ROOT / "scripts/render_kustomize.py", "--check"]
     done = subprocess.run(argv, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
