@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from csi_local import cli, config
 from csi_local.model import parameters, pool
@@ -17,9 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 VALUES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
-GROUPS, EVERYTHING, LITTLE = (
-    next(one for one in VALUES if one.stem == name) for name in ("groups", "everything", "little")
-)
+GROUPS, EVERYTHING = (next(one for one in VALUES if one.stem == name) for name in ("groups", "everything"))
 each = pytest.mark.parametrize("values", [None, *VALUES], ids=lambda one: one.stem if one else "defaults")
 PLACES = {"$(NODE_NAME)": "node-1", "$(NAMESPACE)": "csi-local"}
 
@@ -162,6 +161,19 @@ def test_values_are_held_to_what_the_driver_knows() -> None:
     assert set(schema["storageClass"]["properties"]["parameters"]["properties"]) == set(parameters.NAMES)
     known = {str(kind) for kind in pool.PoolKind}.union(*pool._KEYS.values())
     assert set(schema["pool"]["properties"]) - {"name"} >= known
+
+
+def test_the_reference_has_every_value() -> None:
+    page = (ROOT / "docs/reference/chart.md").read_text()
+    missing = [name for name in _names(yaml.safe_load((CHART / "values.yaml").read_text())) if f"`{name}`" not in page]
+    assert not missing
+
+
+def _names(values: dict[str, Any]) -> Iterator[str]:
+    """The values' names, two words deep at most."""
+    for name, value in values.items():
+        deeper = isinstance(value, dict) and value
+        yield from (f"{name}.{one}" for one in value) if deeper else (name,)
 
 
 def _wrong() -> Iterator[tuple[str, str]]:
