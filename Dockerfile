@@ -18,6 +18,7 @@ RUN find /opt/csi-local \( -name __pycache__ -o -name '*.pyi' \) -prune -exec rm
     && python3 -m compileall -q -j 1 --invalidation-mode unchecked-hash /opt/csi-local
 
 FROM ${BASE_IMAGE} AS system
+ENV PYTHONDONTWRITEBYTECODE=1
 ARG PROGRAMS="btrfs-progs cryptsetup-bin e2fsprogs mount util-linux xfsprogs"
 # hadolint ignore=DL3008
 RUN for program in mkfs.btrfs cryptsetup mkfs.ext4 mount blkid mkfs.xfs; do \
@@ -34,7 +35,7 @@ RUN rm -rf /usr/sbin/xfs_scrub* /usr/lib/*/libicu* /usr/bin/perl* /usr/lib/*/per
     && find /usr -depth \( -name pip -o -name 'pip-*' -o -name ensurepip -o -name idlelib -o -name __pycache__ \) \
         -exec rm -rf {} + \
     && mkdir -m 755 /var/cache /var/log \
-    && python3 -m compileall -q -j 1 --invalidation-mode unchecked-hash \
+    && python3 -m compileall -q -f -j 1 --invalidation-mode unchecked-hash \
         "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 COPY --from=packages /opt/csi-local /opt/csi-local
 COPY --chmod=755 deploy/csi-local /usr/local/bin/csi-local
