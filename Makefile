@@ -3,7 +3,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # tests of the kernel share one machine
-.PHONY: help setup demo check test test-root test-kernel sanity bench soak e2e image clean format proto lock python tools
+.PHONY: help setup demo check test test-root test-kernel sanity bench soak e2e image clean format proto manifests lock python tools
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -20,6 +20,7 @@ check: python ## formatting, lint, types, imports between rooms, generated files
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/python scripts/gen_proto.py --check
+	.venv/bin/hadolint Dockerfile
 
 test: sanity test-kernel ## everything that must hold for a change to land (root)
 	.venv/bin/pytest -m "not uml"
@@ -57,11 +58,14 @@ python:
 	@scripts/setup.sh python
 
 tools: python
-	@scripts/setup.sh sanity
+	@scripts/setup.sh sanity helm
 
 format: python
 	.venv/bin/ruff format
 	.venv/bin/ruff check --fix
+
+manifests: tools
+	.venv/bin/python scripts/render_kustomize.py
 
 proto: python
 	.venv/bin/python scripts/gen_proto.py

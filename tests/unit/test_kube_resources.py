@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csi_local.engine.api import VolumeView
@@ -113,6 +113,7 @@ class TestNames:
 
 
 class TestVolume:
+    @settings(deadline=None)  # the first one reads the schemas
     @given(REQUESTS)
     def test_request_there_and_back(self, request: VolumeRequest) -> None:
         found = stored(volume_resource.new_volume(request, volume_id(check_name(request.name)), "node-a"))
