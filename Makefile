@@ -3,7 +3,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # tests of the kernel share one machine
-.PHONY: help setup demo check test test-root test-kernel sanity bench soak e2e setup-e2e image clean format proto manifests lock python tools
+.PHONY: help setup demo check test test-root test-kernel sanity bench soak e2e setup-e2e e2e-binaries image clean format proto manifests lock python tools
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -40,7 +40,7 @@ bench: setup ## measure against the bare filesystem (root)
 soak: setup ## half an hour of mixed load with faults, held to every answer (root)
 	unshare --mount .venv/bin/python -m tests.soak # else a container that starts beside it keeps its mounts
 
-e2e: setup setup-e2e ## the driver in a real Kubernetes of two nodes, with real pods (root)
+e2e: setup tools setup-e2e ## the driver in a real Kubernetes of two nodes, with real pods (root)
 	PATH="$$PATH:$$PWD/.tools/go/go/bin" .venv/bin/python -m tests.e2e scenarios
 
 image: ## build the container image (root)
@@ -55,6 +55,9 @@ clean: ## remove everything that make has made
 
 setup-e2e:
 	@scripts/setup.sh e2e image go
+
+e2e-binaries: setup-e2e
+	PATH="$$PATH:$$PWD/.tools/go/go/bin" .venv/bin/python -m tests.e2e.binaries cluster
 
 python:
 	@scripts/setup.sh python
