@@ -24,7 +24,17 @@ def template(*arguments: str) -> str:
     """
     if not HELM.exists():
         sys.exit(f"{HELM.relative_to(ROOT)} is missing; run: make tools")
-    argv = [HELM, "template", "csi-local", CHART, "--namespace", "csi-local", "--kube-version", KUBERNETES, *arguments]
+    argv = [
+        str(HELM),
+        "template",
+        "csi-local",
+        str(CHART),
+        "--namespace",
+        "csi-local",
+        "--kube-version",
+        KUBERNETES,
+        *arguments,
+    ]
     return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
 

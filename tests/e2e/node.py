@@ -62,6 +62,7 @@ class Node:
     pid: int = 0
     runtime: Daemon = field(init=False)
     kubelet: Daemon = field(init=False)
+    _daemons: list[Daemon] = field(default_factory=list)
 
     @property
     def address(self) -> str:
@@ -117,6 +118,10 @@ class Node:
         if self._init is not None:
             self._init.kill()
             self._init.wait()
+            assert self._init.stdout is not None
+            self._init.stdout.close()
+            for daemon in self._daemons:
+                daemon.wait()
 
     def ctr(self, *words: str) -> str:
         """Call containerd's own client on what belongs to Kubernetes."""
@@ -128,10 +133,12 @@ class Node:
         return subprocess.run(argv, check=False, capture_output=True).returncode == 0
 
     def _daemon(self, name: str, *argv: str | Path) -> Daemon:
-        return Daemon(name=name, argv=argv, log=self.logs / f"{name}-{self.name}.log", within=self.inside)
+        log = self.logs / f"{name}-{self.name}.log"
+        self._daemons.append(Daemon(name=name, argv=argv, log=log, within=self.inside))
+        return self._daemons[-1]
 
     def _make_namespaces(self) -> None:
-        for name in ("kubelet", "containerd", "cni", "pods", "pki"):
+        for name in ("kubelet", "containerd", "cni", "pki"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         unshare = ("unshare", "--fork", "--kill-child", "--mount-proc", "--mount", "--pid", "--uts", "--net")
         argv = [*DIES_WITH_US, *unshare, sys.executable, "-c", FIRST_PROCESS]
@@ -224,7 +231,7 @@ state = "/run/containerd"
                     "address": self.address,
                     "readOnlyPort": 0,
                     "resolvConf": "",
-                    "podLogsDir": f"{self.folder}/pods",
+                    "podLogsDir": f"{self.logs}/pods-{self.name}",
                     "imageGCHighThresholdPercent": 100,
                     "evictionHard": {"memory.available": "100Mi"},
                     "maxPods": 250,

@@ -100,6 +100,11 @@ class Daemon:
             os.kill(self.pid, signal.SIGKILL)
             self._process.wait(STOP_SECONDS)
 
+    def wait(self) -> None:
+        """Wait for its end, which somebody else has caused."""
+        if self._process is not None:
+            self._process.wait(STOP_SECONDS)
+
     def last_words(self) -> str:
         """Return the end of what it wrote."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
