@@ -12,12 +12,15 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from csi_local.config import Config
+from csi_local.engine.copies import Copies
 from csi_local.engine.ephemeral import Ephemeral
 from csi_local.engine.execute import CrashPoint, Executor
+from csi_local.engine.groups import Groups
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pools
 from csi_local.engine.publish import Publisher
 from csi_local.engine.sizes import Sizes
+from csi_local.engine.snapshots import Snapshots
 from csi_local.engine.survey import Survey
 from csi_local.engine.sweeper import Sweeper
 from csi_local.engine.volumes import Volumes
@@ -27,6 +30,7 @@ from csi_local.host.linux import LinuxHost
 from csi_local.host.syscalls import limit_arenas
 from csi_local.rpc.boundary import unobserved
 from csi_local.rpc.controller import Controller
+from csi_local.rpc.group import GroupController
 from csi_local.rpc.identity import Identity
 from csi_local.rpc.node import Node
 from csi_local.rpc.registration import Registration
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _ARENAS = 2
+_COPIES_END_WITHIN_S = 5.0
 _CONTROLLER_WORKERS = 160
 """Most of them wait for a node's answer; csi-provisioner asks for 100 volumes at once."""
 
@@ -50,9 +55,12 @@ class Engine:
         self.sweeper = Sweeper(host, self.pools)
         locks = KeyedLocks()
         executor = Executor(host, crash_point(config.crash_point))
-        self.volumes = Volumes(host, self.pools, executor, locks, self.sweeper, node=config.node_id)
+        self.copies = Copies()
+        self.volumes = Volumes(host, self.pools, executor, locks, self.sweeper, self.copies, node=config.node_id)
+        self.snapshots = Snapshots(host, self.pools, executor, locks, self.sweeper, self.copies)
+        self.groups = Groups(host, self.pools, executor, locks, self.sweeper, self.copies)
         self.sizes = Sizes(host, self.pools, executor, locks)
-        self.publisher = Publisher(host, self.pools, executor, locks, config.max_volumes)
+        self.publisher = Publisher(host, self.pools, executor, locks, self.copies, config.max_volumes)
         self.ephemeral = Ephemeral(host, self.pools, locks, self.volumes, self.publisher)
         self.sweeper.every_round(self.ephemeral.sweep)
 
@@ -68,8 +76,9 @@ def serve(config: Config) -> None:
         engine = _engine(config, stack)
         metrics = _metrics(config, engine)
         services = (
-            Identity(engine.pools),
-            Controller(engine.volumes, engine.sizes),
+            Identity(engine.pools, groups=True),
+            Controller(engine.volumes, engine.sizes, engine.snapshots, get_snapshot=config.get_snapshot),
+            GroupController(engine.groups),
             Node(engine.publisher, engine.ephemeral, engine.sizes, config.node_id, config.max_volumes),
         )
         engine.pools.open()
@@ -168,6 +177,7 @@ def _engine(config: Config, stack: ExitStack) -> Engine:
     engine = Engine(LinuxHost(), config)
     stack.callback(engine.pools.close)
     stack.callback(engine.sweeper.stop)
+    stack.callback(engine.copies.stop, _COPIES_END_WITHIN_S)
     return engine
 
 

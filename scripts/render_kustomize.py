@@ -24,11 +24,11 @@ def template(*arguments: str) -> str:
     """
     if not HELM.exists():
         sys.exit(f"{HELM.relative_to(ROOT)} is missing; run: make tools")
-    argv: list[str | Path] = [
-        HELM,
+    argv = [
+        str(HELM),
         "template",
         "csi-local",
-        CHART,
+        str(CHART),
         "--namespace",
         "csi-local",
         "--kube-version",

@@ -2,6 +2,8 @@
 # Bring this machine to where everything in the Makefile works. Nothing is done twice, and nothing to do is quick.
 #
 #   setup.sh system   the programs that the driver and its tests run, by apt-get
+#   setup.sh e2e      the parts of a Kubernetes node that Debian has, by apt-get
+#   setup.sh go       a Go toolchain, where there is no recent one
 #   setup.sh image    what `make image` builds with, by apt-get
 #   setup.sh python   .venv/ with the packages of locks/dev.txt and the program itself
 #   setup.sh sanity   .tools/bin/csi-sanity, with the `go` of this machine or one from locks/go.txt
@@ -59,6 +61,19 @@ command:mmdebstrap                       mmdebstrap
 END
 }
 
+# What only `make e2e` needs: nodes of a Kubernetes cluster.
+e2e_needs() {
+    cat <<'END'
+command:containerd                       containerd
+command:runc                             runc
+/usr/lib/cni/bridge                      containernetworking-plugins
+/bin/busybox                             busybox-static
+command:ip                               iproute2
+command:iptables                         iptables
+command:openssl                          openssl
+END
+}
+
 missing_packages() {
     "$1" | while read -r need package; do
         have "$need" || echo "$package"
@@ -67,6 +82,7 @@ missing_packages() {
 
 set_up_system() { install needs; }
 set_up_image() { install image_needs; }
+set_up_e2e() { install e2e_needs; }
 
 install() {
     missing=$(missing_packages "$1")
@@ -132,6 +148,7 @@ go_toolchain() {
 }
 
 set_up_sanity() { build csi-sanity "$CSI_SANITY"; }
+set_up_go() { go_toolchain >/dev/null; }
 set_up_helm() { build helm "$HELM"; }
 
 build() { # PROGRAM PACKAGE@VERSION
@@ -142,10 +159,10 @@ build() { # PROGRAM PACKAGE@VERSION
         GOTOOLCHAIN=local GOFLAGS=-modcacherw CGO_ENABLED=0 "$go" install "$2"
 }
 
-[ $# -gt 0 ] || fail "say what to set up: system, image, python, sanity, helm"
+[ $# -gt 0 ] || fail "say what to set up: system, e2e, image, python, go, sanity, helm"
 for part; do
     case $part in
-        system | image | python | sanity | helm) "set_up_$part" ;;
+        system | e2e | image | python | go | sanity | helm) "set_up_$part" ;;
         *) fail "unknown part: $part" ;;
     esac
 done

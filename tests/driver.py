@@ -273,5 +273,5 @@ def _named(pool: str, number: int) -> str:
 
 def _contents(root: Path) -> Iterator[Path]:
     """Yield volumes, snapshots, and what is being made or removed, as the layout of a pool has them."""
-    for pattern in ("volumes/*", "snapshots/*", ".new-*", ".trash-*"):
+    for pattern in ("volumes/*", "snapshots/*", "groups/*", ".new-*", ".trash-*"):
         yield from root.glob(pattern)

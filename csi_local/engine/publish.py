@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from csi_local.engine.copies import Copies
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
@@ -51,8 +52,11 @@ class Publisher:
     published) is remembered, and only for as long as this process lives.
     """
 
-    def __init__(self, host: Host, pools: Pools, executor: Executor, locks: KeyedLocks, max_volumes: int) -> None:
+    def __init__(
+        self, host: Host, pools: Pools, executor: Executor, locks: KeyedLocks, copies: Copies, max_volumes: int
+    ) -> None:
         self._host = host
+        self._copies = copies
         self._pools = pools
         self._executor = executor
         self._locks = locks
@@ -111,6 +115,8 @@ class Publisher:
         try:
             seen = self._look(pool, record, path)
             options = _options(record, capability)
+            if record.backend is BackendKind.LOOPFILE:
+                self._copies.disturb(record.id, f"volume {record.id} has been staged meanwhile")
             new_uuid = str(uuid.uuid4())
             operations = staging.stage(record, capability, options, path, pool.layout, seen, new_uuid)
             self._run_mounting("stage", operations, options)

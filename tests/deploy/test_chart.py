@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 
 from csi_local import cli, config
 from csi_local.model import parameters, pool
@@ -17,20 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 VALUES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
-GROUPS, EVERYTHING, LITTLE = (
-    next(one for one in VALUES if one.stem == name) for name in ("groups", "everything", "little")
-)
+GROUPS, EVERYTHING = (next(one for one in VALUES if one.stem == name) for name in ("groups", "everything"))
+each = pytest.mark.parametrize("values", [None, *VALUES], ids=lambda one: one.stem if one else "defaults")
 PLACES = {"$(NODE_NAME)": "node-1", "$(NAMESPACE)": "csi-local"}
-MOUNTED_ANYWAY = {"/run/csi-local", "/dev", "/var/lib/kubelet"}
 
 
-def _with(values: Path | None) -> list[str | Path]:
-    return ["--values", values] if values else []
+def _given(values: Path | None) -> tuple[str | Path, ...]:
+    return ("--values", values) if values else ()
 
 
-@pytest.mark.parametrize("values", [None, *VALUES], ids=lambda one: one.stem if one else "defaults")
+@each
 def test_kubernetes_takes_all_of_it(values: Path | None) -> None:
-    check(rendered(*_with(values)))
+    check(rendered(*_given(values)))
 
 
 def test_an_older_kubernetes_gets_no_policy_that_it_cannot_follow() -> None:
@@ -38,10 +37,10 @@ def test_an_older_kubernetes_gets_no_policy_that_it_cannot_follow() -> None:
     assert of_kind(rendered(), "ValidatingAdmissionPolicy")
 
 
-@pytest.mark.parametrize("values", [None, *VALUES], ids=lambda one: one.stem if one else "defaults")
+@each
 def test_the_driver_understands_what_it_is_told(values: Path | None, tmp_path: Path) -> None:
     """The chart's arguments and configuration files, read by the driver's own parsers."""
-    manifests = rendered(*_with(values))
+    manifests = rendered(*_given(values))
     credentials = tmp_path / "kubeconfig"
     credentials.write_text(KUBECONFIG)
     seen = []
@@ -106,9 +105,9 @@ def test_what_the_node_mounts_is_seen_by_the_host_and_outlives_the_container() -
     assert propagation["/var/lib/csi-local"] == "HostToContainer"
 
 
-@pytest.mark.parametrize("values", [None, *VALUES], ids=lambda one: one.stem if one else "defaults")
+@each
 def test_only_the_driver_on_a_node_is_privileged(values: Path | None) -> None:
-    for name, pod in pods(rendered(*_with(values))):
+    for name, pod in pods(rendered(*_given(values))):
         for one in pod["containers"]:
             if (name.startswith("csi-local-node"), one["name"]) == (True, "csi-local"):
                 assert one["securityContext"]["privileged"]
@@ -164,6 +163,19 @@ def test_values_are_held_to_what_the_driver_knows() -> None:
     assert set(schema["pool"]["properties"]) - {"name"} >= known
 
 
+def test_the_reference_has_every_value() -> None:
+    page = (ROOT / "docs/reference/chart.md").read_text()
+    missing = [name for name in _names(yaml.safe_load((CHART / "values.yaml").read_text())) if f"`{name}`" not in page]
+    assert not missing
+
+
+def _names(values: dict[str, Any]) -> Iterator[str]:
+    """The values' names, two words deep at most."""
+    for name, value in values.items():
+        deeper = isinstance(value, dict) and value
+        yield from (f"{name}.{one}" for one in value) if deeper else (name,)
+
+
 def _wrong() -> Iterator[tuple[str, str]]:
     """Settings that are mistakes, and a word of what helm says."""
     pools = "nodeGroups[0].pools[0]"
@@ -205,6 +217,6 @@ def test_a_mistake_is_refused_and_named(setting: str, said: str) -> None:
 
 
 def test_the_kustomize_base_is_what_the_chart_makes() -> None:
-    argv: list[str | Path] = [sys.executable, ROOT / "scripts/render_kustomize.py", "--check"]
+    argv = [sys.executable, str(ROOT / "scripts/render_kustomize.py"), "--check"]
     done = subprocess.run(argv, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
