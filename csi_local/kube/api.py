@@ -293,7 +293,7 @@ def _context(credentials: Credentials) -> ssl.SSLContext:
     """
     try:
         context = ssl.create_default_context(cafile=credentials.ca_file or None, cadata=credentials.ca or None)
-        # On from Python 3.13, and more than clusters' own authorities keep to: many lack RFC 5280's key usage extension.
+        # On from Python 3.13, and more than clusters' authorities keep to: many lack RFC 5280's key usage extension.
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         if credentials.insecure:
             context.check_hostname = False
