@@ -79,4 +79,15 @@ def install(cluster: Cluster) -> None:
     where = ("--kubeconfig", cluster.kubeconfig, "--namespace", NAMESPACE)
     wait = ("--wait", "--timeout", f"{INSTALL_SECONDS}s")
     argv = (cluster.programs / "helm", "upgrade", "--install", "csi-local", CHART, "--values", values)
-    run(*argv, *where, "--create-namespace", *wait, seconds=INSTALL_SECONDS + 30.0)
+    try:
+        run(*argv, *where, "--create-namespace", *wait, seconds=INSTALL_SECONDS + 30.0)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{_why_not(cluster)}") from error
+
+
+def _why_not(cluster: Cluster) -> str:
+    pods = cluster.api.list("Pod", NAMESPACE)
+    containers = [status for pod in pods for status in pod["status"].get("containerStatuses", ())]
+    waiting = [f"{status['name']}: {status['state']}" for status in containers if not status["ready"]]
+    events = [event["message"] for event in cluster.api.list("Event", NAMESPACE) if event["type"] == "Warning"]
+    return "\n".join([*waiting, *events])

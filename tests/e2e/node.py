@@ -131,7 +131,7 @@ class Node:
         return Daemon(name=name, argv=argv, log=self.logs / f"{name}-{self.name}.log", within=self.inside)
 
     def _make_namespaces(self) -> None:
-        for name in ("kubelet", "containerd", "cni", "pods", "pki"):
+        for name in ("kubelet", "containerd", "cni", "pki"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         unshare = ("unshare", "--fork", "--kill-child", "--mount-proc", "--mount", "--pid", "--uts", "--net")
         argv = [*DIES_WITH_US, *unshare, sys.executable, "-c", FIRST_PROCESS]
@@ -224,7 +224,7 @@ state = "/run/containerd"
                     "address": self.address,
                     "readOnlyPort": 0,
                     "resolvConf": "",
-                    "podLogsDir": f"{self.folder}/pods",
+                    "podLogsDir": f"{self.logs}/pods-{self.name}",
                     "imageGCHighThresholdPercent": 100,
                     "evictionHard": {"memory.available": "100Mi"},
                     "maxPods": 250,
