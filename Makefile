@@ -3,7 +3,7 @@ export PYTHON
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # tests of the kernel share one machine
-.PHONY: help setup demo check test test-root test-kernel sanity bench soak e2e image clean format proto lock python tools
+.PHONY: help setup demo check test test-root test-kernel sanity bench soak e2e setup-e2e image clean format proto manifests lock python tools
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -20,9 +20,10 @@ check: python ## formatting, lint, types, imports between rooms, generated files
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/python scripts/gen_proto.py --check
+	.venv/bin/hadolint Dockerfile
 
 test: sanity test-kernel ## everything that must hold for a change to land (root)
-	.venv/bin/pytest -m "not uml"
+	.venv/bin/pytest -m "not uml and not e2e"
 
 test-root: setup ## only the tests on the real kernel (root)
 	.venv/bin/pytest -m root
@@ -39,9 +40,8 @@ bench: setup ## measure against the bare filesystem (root)
 soak: setup ## half an hour of mixed load with faults, held to every answer (root)
 	unshare --mount .venv/bin/python -m tests.soak # else a container that starts beside it keeps its mounts
 
-e2e: ## the driver in a real Kubernetes: not in this version yet
-	@echo "Kubernetes mode is not in this version yet, so there is nothing to deploy and test." >&2
-	@exit 1
+e2e: setup setup-e2e ## the driver in a real Kubernetes of two nodes, with real pods (root)
+	PATH="$$PATH:$$PWD/.tools/go/go/bin" .venv/bin/python -m tests.e2e scenarios
 
 image: ## build the container image (root)
 	@scripts/setup.sh image
@@ -53,15 +53,21 @@ clean: ## remove everything that make has made
 
 # For developers of this repository; not in the list.
 
+setup-e2e:
+	@scripts/setup.sh e2e image go
+
 python:
 	@scripts/setup.sh python
 
 tools: python
-	@scripts/setup.sh sanity
+	@scripts/setup.sh sanity helm
 
 format: python
 	.venv/bin/ruff format
 	.venv/bin/ruff check --fix
+
+manifests: tools
+	.venv/bin/python scripts/render_kustomize.py
 
 proto: python
 	.venv/bin/python scripts/gen_proto.py

@@ -12,12 +12,15 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from csi_local.config import Config
+from csi_local.engine.copies import Copies
 from csi_local.engine.ephemeral import Ephemeral
 from csi_local.engine.execute import CrashPoint, Executor
+from csi_local.engine.groups import Groups
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pools
 from csi_local.engine.publish import Publisher
 from csi_local.engine.sizes import Sizes
+from csi_local.engine.snapshots import Snapshots
 from csi_local.engine.survey import Survey
 from csi_local.engine.sweeper import Sweeper
 from csi_local.engine.volumes import Volumes
@@ -25,17 +28,9 @@ from csi_local.host.api import Host
 from csi_local.host.cpus import OneCpu
 from csi_local.host.linux import LinuxHost
 from csi_local.host.syscalls import limit_arenas
-from csi_local.kube import resources
-from csi_local.kube.agent import Agent, Told
-from csi_local.kube.api import Api
-from csi_local.kube.cache import Cache
-from csi_local.kube.events import Events
-from csi_local.kube.nodes import Nodes
-from csi_local.kube.pools import LEASE_S, POOLS_PAUSE_S, POOLS_S, Beat, NodeLease, PoolReports
-from csi_local.kube.remote import Remote
-from csi_local.model.errors import InvalidArgument
 from csi_local.rpc.boundary import unobserved
 from csi_local.rpc.controller import Controller
+from csi_local.rpc.group import GroupController
 from csi_local.rpc.identity import Identity
 from csi_local.rpc.node import Node
 from csi_local.rpc.registration import Registration
@@ -47,9 +42,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _ARENAS = 2
+_COPIES_END_WITHIN_S = 5.0
 _CONTROLLER_WORKERS = 160
 """Most of them wait for a node's answer; csi-provisioner asks for 100 volumes at once."""
-_TELL_S = 10.0
 
 
 class Engine:
@@ -60,9 +55,12 @@ class Engine:
         self.sweeper = Sweeper(host, self.pools)
         locks = KeyedLocks()
         executor = Executor(host, crash_point(config.crash_point))
-        self.volumes = Volumes(host, self.pools, executor, locks, self.sweeper, node=config.node_id)
+        self.copies = Copies()
+        self.volumes = Volumes(host, self.pools, executor, locks, self.sweeper, self.copies, node=config.node_id)
+        self.snapshots = Snapshots(host, self.pools, executor, locks, self.sweeper, self.copies)
+        self.groups = Groups(host, self.pools, executor, locks, self.sweeper, self.copies)
         self.sizes = Sizes(host, self.pools, executor, locks)
-        self.publisher = Publisher(host, self.pools, executor, locks, config.max_volumes)
+        self.publisher = Publisher(host, self.pools, executor, locks, self.copies, config.max_volumes)
         self.ephemeral = Ephemeral(host, self.pools, locks, self.volumes, self.publisher)
         self.sweeper.every_round(self.ephemeral.sweep)
 
@@ -78,8 +76,9 @@ def serve(config: Config) -> None:
         engine = _engine(config, stack)
         metrics = _metrics(config, engine)
         services = (
-            Identity(engine.pools),
-            Controller(engine.volumes, engine.sizes),
+            Identity(engine.pools, groups=True),
+            Controller(engine.volumes, engine.sizes, engine.snapshots, get_snapshot=config.get_snapshot),
+            GroupController(engine.groups),
             Node(engine.publisher, engine.ephemeral, engine.sizes, config.node_id, config.max_volumes),
         )
         engine.pools.open()
@@ -96,24 +95,14 @@ def serve(config: Config) -> None:
         _log.info("stopping")
 
 
-class SomePool:
-    """A node is ready when it has a pool: one disk that is missing is no reason to keep pods from the others."""
-
-    def __init__(self, pools: Pools) -> None:
-        self._pools = pools
-
-    @property
-    def ready(self) -> bool:
-        """Whether there is one."""
-        return bool(self._pools.all())
-
-
 def node(config: Config) -> None:
     """``csi-local node``: this node's kubelet, and what the controller asks of this node, until SIGTERM or SIGINT.
 
     Raises:
         DriverError: it cannot start; the message says why. That the Kubernetes API is not there is no reason.
     """
+    from csi_local.cluster import ClusterPart, SomePool  # noqa: PLC0415 (memory, where there is no cluster)
+
     stop = _begin(config)
     with ExitStack() as stack:
         engine = _engine(config, stack)
@@ -133,7 +122,9 @@ def node(config: Config) -> None:
             stack.callback(registration.stop)
             alive["registration"] = lambda: registration.died
             ready["registration"] = lambda: registration.problem
-        part = ClusterPart(config, engine, metrics.operation if metrics else unobserved)
+        told = metrics.operation if metrics else unobserved
+        point = crash_point(config.crash_point)
+        part = ClusterPart(config, engine.pools, (engine.volumes, engine.sizes), told, point)
         part.start()
         stack.callback(part.stop)
         if metrics is not None:
@@ -152,6 +143,8 @@ def controller(config: Config) -> None:
     Raises:
         DriverError: it cannot start; the message says why. That the Kubernetes API is not there is no reason.
     """
+    from csi_local.cluster import ClusterView  # noqa: PLC0415 (likewise)
+
     stop = _begin(config)
     with ExitStack() as stack:
         _together(stack)
@@ -171,106 +164,6 @@ def controller(config: Config) -> None:
         _log.info("stopping")
 
 
-class ClusterView:
-    """What the controller knows of the cluster, and its engine over that."""
-
-    def __init__(self, config: Config) -> None:
-        if config.credentials is None:
-            raise InvalidArgument("nothing says how to reach the Kubernetes API")
-        self.server = config.credentials.server
-        api = self._api = Api(config.credentials)
-        volumes = Cache(api, resources.VOLUMES)
-        pools = Cache(api, resources.POOLS)
-        leases = Cache(api, resources.leases(config.namespace), selector=resources.NODE_LABEL)
-        self._caches = {"volumes": volumes, "pools": pools, "leases": leases}
-        self.engine = Remote(api, volumes, Nodes(leases, pools))
-
-    @property
-    def ready(self) -> bool:
-        """Whether it knows all there is."""
-        return all(cache.synced for cache in self._caches.values())
-
-    @property
-    def alive(self) -> "Mapping[str, Check]":
-        """Whether each cache's thread runs."""
-        return {name: cache.check_alive for name, cache in self._caches.items()}
-
-    @property
-    def synced(self) -> "Mapping[str, Check]":
-        """Whether each cache is filled."""
-        return {name: cache.check_synced for name, cache in self._caches.items()}
-
-    def start(self) -> None:
-        """Begin to watch."""
-        for cache in self._caches.values():
-            cache.start()
-
-    def wait(self) -> None:
-        """Wait until all is known, however long the API is away."""
-        for name, cache in self._caches.items():
-            while not cache.wait_synced(_TELL_S):
-                _log.warning("waiting for the Kubernetes API to list %s", name)
-
-    def stop(self) -> None:
-        """End."""
-        for cache in self._caches.values():
-            cache.stop()
-        self._api.close()
-
-
-class ClusterPart:
-    """What makes a node a part of the cluster: its agent, its LocalPools, its Lease."""
-
-    def __init__(self, config: Config, engine: Engine, told: Told) -> None:
-        if config.credentials is None:
-            raise InvalidArgument("nothing says how to reach the Kubernetes API")
-        self._api = api = Api(config.credentials)
-        node = config.node_id
-        events = Events(api, node)
-        reports = PoolReports(api, node, engine.pools, config.pools, events)
-        self._pools = Beat("pools", reports.report, POOLS_S, POOLS_PAUSE_S)
-        self._agent = Agent(
-            api,
-            node,
-            (engine.volumes, engine.sizes),
-            events,
-            told=told,
-            changed=self._pools.ask,
-            crash_point=crash_point(config.crash_point),
-        )
-        self._node_lease = NodeLease(
-            api, node, config.namespace, lambda: self._agent.problem or self._agent.unconnected
-        )
-        self._lease = Beat("lease", self._renew, LEASE_S)
-        self.survey = Survey(engine.volumes, engine.pools, self._agent.surveyed)
-        self._parts = (self._pools, self._agent, self._lease, self.survey)
-
-    def _renew(self) -> None:
-        self._agent.catch_up()
-        self._node_lease.renew()
-
-    @property
-    def checks(self) -> "Mapping[str, Check]":
-        """Of what belongs to this process alone."""
-        return {
-            "agent": lambda: self._agent.problem,
-            "pools": lambda: self._pools.problem,
-            "lease": lambda: self._lease.problem,
-            "survey": lambda: self.survey.problem,
-        }
-
-    def start(self) -> None:
-        """Begin, or begin when the API is there."""
-        for part in self._parts:
-            part.start()
-
-    def stop(self) -> None:
-        """End after the work under way."""
-        for part in reversed(self._parts):
-            part.stop()
-        self._api.close()
-
-
 def _begin(config: Config) -> Callable[[], None]:
     """What every program does first; what comes back waits for a signal."""
     limit_arenas(_ARENAS)
@@ -284,6 +177,7 @@ def _engine(config: Config, stack: ExitStack) -> Engine:
     engine = Engine(LinuxHost(), config)
     stack.callback(engine.pools.close)
     stack.callback(engine.sweeper.stop)
+    stack.callback(engine.copies.stop, _COPIES_END_WITHIN_S)
     return engine
 
 

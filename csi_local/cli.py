@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = _command(commands, "serve", "serve CSI on a unix socket and do all volume work itself", _serve)
     serve.add_argument("--node-id", help="this node's name (the host's name)")
+    serve.add_argument("--get-snapshot", choices=("yes", "no"), help="offer GetSnapshot, an alpha feature of CSI (no)")
     node = _command(commands, "node", "serve a Kubernetes node's kubelet, and do what the controller asks of it", _node)
     node.add_argument("--node-id", help="the Kubernetes node's name ($NODE_NAME)")
     node.add_argument(
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         _serving(server)
     pools = _command(commands, "pools", "show each pool, its room and what it can do", _pools)
     volumes = _command(commands, "volumes", "show each volume and where it is mounted", _volumes)
+    snapshots = _command(commands, "snapshots", "show each snapshot, of what and how large", _snapshots)
     explain = _command(commands, "explain", "show for a request why each pool is taken or passed over", _explain)
     explain.add_argument("--size", default="1Gi", help="how large (1Gi)")
     explain.add_argument("--param", action="append", default=[], metavar="NAME=VALUE", help="a StorageClass parameter")
@@ -89,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--repair", action="store_true", help="mend in the pools what is safe to mend; no driver may run"
     )
-    for shown in (pools, volumes, explain, doctor):
+    for shown in (pools, volumes, snapshots, explain, doctor):
         shown.add_argument(
             "--output", choices=("table", "json"), default="table", help="for people or programs (table)"
         )
@@ -179,6 +181,12 @@ def _volumes(arguments: argparse.Namespace, flags: dict[str, object]) -> int:
     from csi_local import show  # noqa: PLC0415
 
     return show.volumes(config.load(flags), arguments.output)
+
+
+def _snapshots(arguments: argparse.Namespace, flags: dict[str, object]) -> int:
+    from csi_local import show  # noqa: PLC0415
+
+    return show.snapshots(config.load(flags), arguments.output)
 
 
 def _explain(arguments: argparse.Namespace, flags: dict[str, object]) -> int:

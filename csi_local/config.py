@@ -37,6 +37,7 @@ class Config:
         node_id: this node's name; also its topology value, so at most 63 characters.
         run_dir: where pools of kind image and device are mounted.
         max_volumes: how many volumes may be staged here at once; 0 for no limit.
+        get_snapshot: whether GetSnapshot is offered, which older side-cars and csi-sanity do not know.
         http_address: host and port of /healthz, /readyz and /metrics; None: they are not served.
         kubelet_dir: where the kubelet keeps its things, on the host and here.
         registration: whether the driver registers itself with the kubelet.
@@ -52,6 +53,7 @@ class Config:
     max_volumes: int
     log_level: str
     log_format: str
+    get_snapshot: bool = False
     http_address: tuple[str, int] | None = None
     kubelet_dir: str = DEFAULT_KUBELET_DIR
     registration: bool = True
@@ -95,6 +97,7 @@ def load(flags: Mapping[str, Any], role: Role = Role.ALONE) -> Config:
         max_volumes=_limit(values.get("max_volumes", DEFAULT_MAX_VOLUMES)),
         log_level=_choice(values.get("log_level", "info"), LOG_LEVELS, "log level"),
         log_format=_choice(values.get("log_format", "text"), LOG_FORMATS, "log format"),
+        get_snapshot=_choice(_plain(values.get("get_snapshot", "no")), ("yes", "no"), "get snapshot") == "yes",
         http_address=_address(str(values.get("http_address", address))),
         kubelet_dir=kubelet_dir,
         registration=_choice(_plain(values.get("registration", "yes")), ("yes", "no"), "registration") == "yes",
@@ -120,6 +123,7 @@ _KEYS = {
     "pools": "pool",
     "rundir": "run_dir",
     "maxvolumes": "max_volumes",
+    "getsnapshot": "get_snapshot",
     "loglevel": "log_level",
     "logformat": "log_format",
     "httpaddress": "http_address",
@@ -129,8 +133,8 @@ _KEYS = {
     "kubeconfig": "kubeconfig",
 }
 _KNOWN = (
-    "endpoint, nodeId, pools, runDir, maxVolumes, logLevel, logFormat, httpAddress, kubeletDir, registration,"
-    " namespace, kubeconfig"
+    "endpoint, nodeId, pools, runDir, maxVolumes, getSnapshot, logLevel, logFormat, httpAddress, kubeletDir,"
+    " registration, namespace, kubeconfig"
 )
 
 

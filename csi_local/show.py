@@ -5,12 +5,13 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 from tabulate import tabulate
 
 from csi_local.app import Engine
 from csi_local.config import Config
-from csi_local.engine.api import VolumeView
+from csi_local.engine.api import SnapshotView, VolumeView
 from csi_local.engine.observe import Observer
 from csi_local.engine.pools import Pools
 from csi_local.host.linux import LinuxHost
@@ -119,6 +120,31 @@ def _named(view: VolumeView, prefix: str) -> str:
     return f"{namespace}/{name}" if name else ""
 
 
+def snapshots(config: Config, output: str) -> int:
+    """Show each snapshot: of what volume, when, and what it holds. Returns 1 where one has a problem."""
+    with visiting(config) as engine:
+        views, _ = engine.snapshots.list("", 0)
+        rows = [_snapshot_row(view) for view in views]
+    show(rows, output, empty="no snapshots")
+    return 1 if any(row["problem"] for row in rows) else 0
+
+
+def _snapshot_row(view: SnapshotView) -> Row:
+    record = view.record
+    taken = datetime.fromtimestamp(record.created / 1e9, UTC).isoformat(timespec="seconds") if record else ""
+    return {
+        "snapshot": view.id,
+        "pool": view.pool,
+        "volume": record.source if record else "",
+        "group": record.group if record else "",
+        "backend": str(record.volume.backend) if record else "",
+        "size": record.volume.size if record else None,
+        "held": record.held or None if record else None,
+        "taken": taken,
+        "problem": view.problem,
+    }
+
+
 def explain(config: Config, request: VolumeRequest, output: str) -> int:
     """Show for a request why each pool is taken or passed over. Returns 1 where none fits."""
     with visiting(config) as engine:
@@ -130,7 +156,7 @@ def explain(config: Config, request: VolumeRequest, output: str) -> int:
     return 0 if placement.pool else 1
 
 
-_SIZES = frozenset({"total", "room", "thinRoom", "size", "used"})
+_SIZES = frozenset({"total", "room", "thinRoom", "size", "used", "held"})
 
 
 def show(rows: Sequence[Row], output: str, *, empty: str) -> None:

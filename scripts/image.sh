@@ -20,6 +20,13 @@ CA=/etc/ssl/certs/ca-certificates.crt
 PACKAGES=python3,python3-venv,ca-certificates,btrfs-progs,cryptsetup-bin,e2fsprogs,mount,util-linux,xfsprogs
 MADE_BASE=localhost/csi-local-base:trixie
 
+# The last commit of what goes into the image stands for every file's time: two builds of it are the same, byte for byte,
+# whatever of the first is in the builder's cache.
+if [ -z "${SOURCE_DATE_EPOCH:-}" ]; then
+    SOURCE_DATE_EPOCH=$(git log -1 --format=%ct -- Dockerfile csi_local deploy/csi-local locks/run.txt 2>/dev/null || true)
+fi
+export SOURCE_DATE_EPOCH="${SOURCE_DATE_EPOCH:-0}"
+
 say() { printf 'image: %s\n' "$*" >&2; }
 fail() {
     say "$*"
@@ -77,9 +84,7 @@ if [ "$BASE_IMAGE" = "$MADE_BASE" ]; then
     made_base
 fi
 
-# The time of the last commit stands for every file's: two builds of one commit are the same.
-stamp=$(git log -1 --format=%ct 2>/dev/null || echo 0)
-set -- --isolation chroot --layers --pull-never --format docker --timestamp "$stamp" \
+set -- --isolation chroot --layers --pull-never --format docker --timestamp "$SOURCE_DATE_EPOCH" \
     --build-arg BASE_IMAGE="$BASE_IMAGE" --tag "$IMAGE"
 [ ! -f "$CA" ] || set -- "$@" --volume "$CA:$CA:ro"
 builder build "$@" . >&2

@@ -2,9 +2,12 @@
 # Bring this machine to where everything in the Makefile works. Nothing is done twice, and nothing to do is quick.
 #
 #   setup.sh system   the programs that the driver and its tests run, by apt-get
+#   setup.sh e2e      the parts of a Kubernetes node that Debian has, by apt-get
+#   setup.sh go       a Go toolchain, where there is no recent one
 #   setup.sh image    what `make image` builds with, by apt-get
 #   setup.sh python   .venv/ with the packages of locks/dev.txt and the program itself
 #   setup.sh sanity   .tools/bin/csi-sanity, with the `go` of this machine or one from locks/go.txt
+#   setup.sh helm     .tools/bin/helm, likewise
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -12,7 +15,8 @@ PYTHON=${PYTHON:-python3}
 PATH=$PATH:/usr/sbin:/sbin # where Debian keeps mkfs; not on the path of ordinary users
 
 CSI_SANITY=github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.4.0
-CSI_SANITY_NEEDS_GO=1.23
+HELM=helm.sh/helm/v3/cmd/helm@v3.22.0
+NEEDS_GO=1.26 # Helm does; csi-sanity is content with less
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() {
@@ -57,6 +61,19 @@ command:mmdebstrap                       mmdebstrap
 END
 }
 
+# What only `make e2e` needs: nodes of a Kubernetes cluster.
+e2e_needs() {
+    cat <<'END'
+command:containerd                       containerd
+command:runc                             runc
+/usr/lib/cni/bridge                      containernetworking-plugins
+/bin/busybox                             busybox-static
+command:ip                               iproute2
+command:iptables                         iptables
+command:openssl                          openssl
+END
+}
+
 missing_packages() {
     "$1" | while read -r need package; do
         have "$need" || echo "$package"
@@ -65,6 +82,7 @@ missing_packages() {
 
 set_up_system() { install needs; }
 set_up_image() { install image_needs; }
+set_up_e2e() { install e2e_needs; }
 
 install() {
     missing=$(missing_packages "$1")
@@ -116,11 +134,11 @@ pip_install() {
 go_toolchain() {
     if command -v go >/dev/null; then
         version=$(GOTOOLCHAIN=local go env GOVERSION)
-        if printf '%s\n' "go$CSI_SANITY_NEEDS_GO" "$version" | sort --version-sort --check=quiet; then
+        if printf '%s\n' "go$NEEDS_GO" "$version" | sort --version-sort --check=quiet; then
             echo go
             return 0
         fi
-        say "go on the path is $version; csi-sanity needs $CSI_SANITY_NEEDS_GO"
+        say "go on the path is $version; $NEEDS_GO is needed"
     fi
     if [ ! -x .tools/go/go/bin/go ]; then
         say "installing a Go toolchain into .tools/go"
@@ -129,18 +147,22 @@ go_toolchain() {
     echo "$PWD/.tools/go/go/bin/go"
 }
 
-set_up_sanity() {
-    [ ! -x .tools/bin/csi-sanity ] || return 0
+set_up_sanity() { build csi-sanity "$CSI_SANITY"; }
+set_up_go() { go_toolchain >/dev/null; }
+set_up_helm() { build helm "$HELM"; }
+
+build() { # PROGRAM PACKAGE@VERSION
+    [ ! -x ".tools/bin/$1" ] || return 0
     go=$(go_toolchain)
-    say "building $CSI_SANITY"
+    say "building $2"
     env GOBIN="$PWD/.tools/bin" GOPATH="$PWD/.tools/gopath" GOCACHE="$PWD/.tools/gocache" \
-        GOTOOLCHAIN=local GOFLAGS=-modcacherw CGO_ENABLED=0 "$go" install "$CSI_SANITY"
+        GOTOOLCHAIN=local GOFLAGS=-modcacherw CGO_ENABLED=0 "$go" install "$2"
 }
 
-[ $# -gt 0 ] || fail "say what to set up: system, image, python, sanity"
+[ $# -gt 0 ] || fail "say what to set up: system, e2e, image, python, go, sanity, helm"
 for part; do
     case $part in
-        system | image | python | sanity) "set_up_$part" ;;
+        system | e2e | image | python | go | sanity | helm) "set_up_$part" ;;
         *) fail "unknown part: $part" ;;
     esac
 done

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PROGRAM = Path(sys.executable).parent / "csi-local"
 READY_SECONDS = 30.0
-STOP_SECONDS = 10.0
+STOP_SECONDS = 20.0
 SWEEP_SECONDS = 5.0
 """What the driver removes in the background must be gone after this."""
 
@@ -273,5 +273,5 @@ def _named(pool: str, number: int) -> str:
 
 def _contents(root: Path) -> Iterator[Path]:
     """Yield volumes, snapshots, and what is being made or removed, as the layout of a pool has them."""
-    for pattern in ("volumes/*", "snapshots/*", ".new-*", ".trash-*"):
+    for pattern in ("volumes/*", "snapshots/*", "groups/*", ".new-*", ".trash-*"):
         yield from root.glob(pattern)

@@ -140,8 +140,10 @@ class Node(Driver):
         """Do as the kubelet does with a socket in its directory."""
         with grpc.insecure_channel(f"unix://{self.registration}") as channel:
             stub = pb_grpc.RegistrationStub(channel)
-            info = stub.GetInfo(pb.InfoRequest(), timeout=10)
-            stub.NotifyRegistrationStatus(pb.RegistrationStatus(plugin_registered=True), timeout=10)
+            info = stub.GetInfo(pb.InfoRequest(), timeout=10, wait_for_ready=True)
+            stub.NotifyRegistrationStatus(
+                pb.RegistrationStatus(plugin_registered=True), timeout=10, wait_for_ready=True
+            )
         return info
 
     def page(self, path: str) -> tuple[int, str]:

@@ -90,6 +90,7 @@ class Adopter:
             size=size,
             backend=BackendKind.DIRECTORY,
             quota=QuotaMode.ADVISORY,
+            parameters={"backend": str(BackendKind.DIRECTORY), "quota": str(QuotaMode.ADVISORY)},
             labels=dict(request.labels),
             created=int(self._clock()),
             adopted=path,

@@ -1,10 +1,12 @@
 """What the CSI services need of an engine, be it in this process or behind the Kubernetes API."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from csi_local.model.accessibility import ANYWHERE, Accessibility
 from csi_local.model.quantity import Bytes
+from csi_local.model.snapshot import GroupRecord, GroupRequest, SnapshotId, SnapshotRecord, SnapshotRequest
 from csi_local.model.volume import Capability, CapacityRange, VolumeId, VolumeRecord
 from csi_local.plan.placement import Capacity
 from csi_local.plan.request import VolumeRequest
@@ -25,6 +27,30 @@ class VolumeView:
     pool: str
     record: VolumeRecord | None
     problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotView:
+    """A snapshot as the services show it.
+
+    Attributes:
+        record: None where it cannot be read; *problem* then says why.
+        ready: False while its data is still being copied: it does not exist yet.
+    """
+
+    id: SnapshotId
+    pool: str
+    record: SnapshotRecord | None
+    ready: bool = True
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupView:
+    """A group as the services show it."""
+
+    record: GroupRecord
+    members: tuple[SnapshotView, ...]
 
 
 class VolumeEngine(Protocol):
@@ -53,3 +79,32 @@ class SizeEngine(Protocol):
         self, shown: str, capacity: CapacityRange, capability: Capability | None, patience_s: float
     ) -> tuple[Bytes, bool]:
         """Make a volume larger; return its size, and whether its node still has something to do."""
+
+
+class SnapshotEngine(Protocol):
+    """Snapshots. What each method raises is told in :mod:`csi_local.engine.snapshots`."""
+
+    def create(self, request: SnapshotRequest, patience_s: float) -> SnapshotView:
+        """Take a snapshot, or find the one that an identical request took."""
+
+    def delete(self, shown: str, patience_s: float) -> None:
+        """Remove a snapshot; no error where it is not there."""
+
+    def get(self, shown: str) -> SnapshotView:
+        """A snapshot by its id."""
+
+    def list(self, after: str, count: int, source: str = "") -> tuple[list[SnapshotView], str]:
+        """At most *count* snapshots (0: all), of one volume or all, by id, beginning behind *after*; where to go on."""
+
+
+class GroupEngine(Protocol):
+    """Groups of snapshots. What each method raises is told in :mod:`csi_local.engine.groups`."""
+
+    def create(self, request: GroupRequest, patience_s: float) -> GroupView:
+        """Take snapshots of several volumes at one moment, or find those that an identical request took."""
+
+    def delete(self, shown: str, members: Sequence[str], patience_s: float) -> None:
+        """Remove a group with all its snapshots; no error where it is not there."""
+
+    def get(self, shown: str, members: Sequence[str] = ()) -> GroupView:
+        """A group by its id."""

@@ -27,20 +27,24 @@ from csi_local.model.errors import (
 from csi_local.model.observed import FileKind, LoopDevice
 from csi_local.model.operations import RemoveTree
 from csi_local.model.pool import PoolKind, PoolSpec
+from csi_local.model.snapshot import SnapshotId
 from csi_local.model.volume import BackendKind, FormatState, QuotaMode, VolumeId, VolumeRecord
+from csi_local.plan import check_snapshots
 from csi_local.plan.check import UNFINISHED, judge
 from csi_local.plan.findings import (
     BindSeen,
     Finding,
+    GroupSeen,
     LimitSeen,
     LoopSeen,
     PoolSeen,
     Seen,
     Severity,
+    SnapshotSeen,
     TakeOver,
     VolumeSeen,
 )
-from csi_local.store.layout import NEW, POOL_FILE, RECORD_FILE, TRASH, Layout, is_leftover
+from csi_local.store.layout import GROUP_FILE, NEW, POOL_FILE, RECORD_FILE, SNAPSHOT_FILE, TRASH, Layout, is_leftover
 from csi_local.store.pool_store import PoolStore
 
 _ROUNDS = 4
@@ -48,6 +52,9 @@ _ROUNDS = 4
 
 _IMAGE = re.compile(rf"/(volumes/[^/]+|({re.escape(NEW)}|{re.escape(TRASH)})[^/]+)/disk\.img")
 """Where images of volumes are or were, from the top of a pool: nothing else is ever taken for an orphan's file."""
+
+_WRITTEN = (POOL_FILE, RECORD_FILE, SNAPSHOT_FILE, GROUP_FILE)
+"""The files whose writing may have been cut short."""
 
 T = TypeVar("T")
 
@@ -130,7 +137,7 @@ class Checker:
     def check(self) -> Report:
         """Look, and change nothing."""
         seen = tuple(_look(self._host, place, self._us) for place in self._places)
-        return Report(seen=seen, findings=tuple(judge(seen)))
+        return Report(seen=seen, findings=tuple(judge(seen, check_snapshots.judge(seen))))
 
     def repair(self) -> Report:
         """Thaw what is frozen, mend what may be mended, and look again: only what then is gone was mended."""
@@ -205,7 +212,7 @@ class Checker:
 def _removable(path: str) -> bool:
     """What --repair may remove at all: what the sweeper removes, and a file whose writing was cut short."""
     name = path.rpartition("/")[2]
-    return is_leftover(name) or name in (POOL_FILE + UNFINISHED, RECORD_FILE + UNFINISHED)
+    return is_leftover(name) or (name.removesuffix(UNFINISHED) in _WRITTEN and name.endswith(UNFINISHED))
 
 
 def _with_failure(finding: Finding, why: str) -> Finding:
@@ -237,7 +244,10 @@ class _Look:
         except (FailedPrecondition, Unavailable, HostError) as error:
             uuid, damage = "", str(error)
         volumes = self.volumes()
-        strays = (seen for seen in self._files(self._layout.volumes) if seen.name not in volumes)
+        snapshots, groups = self._snapshots(), self._groups()
+        known = {*volumes, *(one.id for one in snapshots), *(one.id for one in groups)}
+        places = (self._layout.volumes, self._layout.snapshots, self._layout.groups)
+        strays = (seen for place in places for seen in self._files(place) if seen.name not in known)
         return PoolSeen(
             name=spec.name,
             kind=spec.kind,
@@ -250,6 +260,8 @@ class _Look:
             names=tuple(self._files(root)),
             strays=tuple(strays),
             volumes=tuple(seen for volume in volumes if (seen := self._volume(volume)) is not None),
+            snapshots=snapshots,
+            groups=groups,
             loops=tuple(self.loops(volumes)),
             binds=tuple(self._binds()),
         )
@@ -335,6 +347,41 @@ class _Look:
         except HostError as error:
             return replace(seen, unreadable=str(error))
 
+    # Snapshots
+
+    def _snapshots(self) -> tuple[SnapshotSeen, ...]:
+        store = self._store.snapshots
+        found = (self._snapshot(snapshot, store.find(snapshot)) for snapshot in sorted(store.all()))
+        return tuple(seen for seen in found if seen is not None)
+
+    def _snapshot(self, snapshot: SnapshotId, path: str | None) -> SnapshotSeen | None:
+        """None where it was deleted meanwhile."""
+        top = self._seen(path) if path else None
+        if path is None or top is None:
+            return None
+        above = path.rpartition("/")[0]
+        group = "" if above == self._layout.snapshots else above.rpartition("/")[2]
+        seen = SnapshotSeen(id=snapshot, group=group, files=self._what_can_be_seen(top))
+        try:
+            return replace(seen, record=self._store.snapshots.load(snapshot))
+        except NotFound:
+            return None
+        except (FailedPrecondition, HostError) as error:
+            return replace(seen, damage=_plainly(error))
+
+    def _groups(self) -> tuple[GroupSeen, ...]:
+        found = []
+        for group in sorted(self._store.snapshots.groups()):
+            top = self._seen(self._layout.group(group))
+            if top is None:
+                continue
+            seen = GroupSeen(id=group, files=self._what_can_be_seen(top))
+            try:
+                found.append(replace(seen, members=self._store.snapshots.load_group(group).members))
+            except (NotFound, FailedPrecondition, HostError) as error:
+                found.append(replace(seen, damage=_plainly(error)))
+        return tuple(found)
+
     # Loop devices and mounts
 
     @property
@@ -382,6 +429,11 @@ class _Look:
             below = mount.device == self._under.device and mount.root.startswith(f"{top}/")
             if below and inside.startswith(("volumes/", NEW, TRASH)):
                 yield BindSeen(point=mount.point, inside=inside)
+
+
+def _plainly(error: DriverError) -> str:
+    """What is wrong with a record, without its name, which is shown beside, and without what follows from that."""
+    return str(error).partition(": ")[2].partition("; ")[0] or str(error)
 
 
 def _look(host: Host, place: Place, us: int) -> PoolSeen:

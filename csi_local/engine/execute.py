@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
-from csi_local.host.api import Host
+from csi_local.host.api import Host, Proceed
 from csi_local.model import operations as op
 from csi_local.model.errors import DriverError, FailedPrecondition
 from csi_local.model.observed import LoopDevice
@@ -18,11 +18,16 @@ _log = logging.getLogger(__name__)
 _FRESH_MODE = 0o755
 
 
+def _on() -> None:
+    """Let a plan go on: nobody asks for the end of short ones."""
+
+
 @dataclass(slots=True)
 class _Run:
     """What operations hand to later ones of the same plan."""
 
     held: ExitStack
+    proceed: Proceed
     loop: LoopDevice | None = None
     attached_here: bool = False
     done: list[op.Operation] = field(default_factory=list)
@@ -41,15 +46,19 @@ class Executor:
         self._host = host
         self._crash_point = crash_point
 
-    def run(self, name: str, operations: Sequence[op.Operation]) -> None:
-        """Carry out all of *operations*, or undo what was done and raise what stopped it."""
+    def run(self, name: str, operations: Sequence[op.Operation], proceed: Proceed = _on) -> None:
+        """Carry out all of *operations*, or undo what was done and raise what stopped it.
+
+        *proceed* is asked before each and within long ones, and raises where the plan is to end.
+        """
         with ExitStack() as held:
-            run = _Run(held)
+            run = _Run(held, proceed)
             try:
                 for number, operation in enumerate(operations):
                     self._crash_point(f"{name}:{number}:{type(operation).__name__}")
                     if _log.isEnabledFor(logging.DEBUG):
                         _log.debug("%s: %s", name, operation.describe())
+                    proceed()
                     self._do(operation, run)
                     run.done.append(operation)
                 if operations:
@@ -92,6 +101,28 @@ class Executor:
                 host.rename(source, target)
             case op.SetGroup(path=path, group=group):
                 host.give_to_group(path, group)
+            case _:
+                self._do_copy(operation, run)
+
+    def _do_copy(self, operation: op.Operation, run: _Run) -> None:
+        host = self._host
+        match operation:
+            case op.SnapshotSubvolume(path=path, source=source, read_only=read_only):
+                host.snapshot_subvolume(source, path, read_only=read_only)
+            case op.CloneImage(path=path, source=source):
+                host.clone_image(source, path)
+            case op.CopyImage(path=path, source=source):
+                host.copy_image(source, path, run.proceed)
+            case op.CopyTree(path=path, source=source, share=share):
+                host.copy_tree(source, path, share=share, proceed=run.proceed)
+            case op.SyncFilesystem(path=path):
+                host.sync_filesystem(path)
+            case op.SyncFile(path=path):
+                host.sync_file(path)
+            case op.Freeze(path=path):
+                host.freeze(path)
+            case op.Thaw(path=path):
+                host.thaw(path)
             case _:
                 self._do_mount(operation, run)
 
@@ -161,6 +192,8 @@ class Executor:
                     self._host.remove(path)
                 case op.MountDevice(path=path) | op.BindMount(path=path) | op.BindDevice(path=path):
                     self._host.unmount(path)
+                case op.Freeze(path=path) if op.Thaw(path=path) not in run.done:
+                    self._host.thaw(path)
                 case op.Attach(keep=True) if run.loop is not None and run.attached_here:
                     run.held.close()
                     self._host.detach(run.loop)

@@ -12,6 +12,7 @@ import hashlib
 import uuid
 from contextlib import ExitStack, suppress
 
+from csi_local.engine.observe import mount_under
 from csi_local.host.api import Host
 from csi_local.model.errors import DriverError, FailedPrecondition, SyscallFailed, Unavailable
 from csi_local.model.observed import FileKind
@@ -227,5 +228,15 @@ def _leave(host: Host, point: str) -> None:
         top = host.stat(point)
         if top is None or any(loop.backing[0] == top.device for loop in host.all_loops()):
             return
+        if _is_mounted_elsewhere(host, point):  # a directory volume: without the pool its disk seems another's
+            return
         host.unmount(point)
         host.remove(point)
+
+
+def _is_mounted_elsewhere(host: Host, point: str) -> bool:
+    """Whether something in the filesystem at *point* is mounted at another place too."""
+    mounts = host.mounts()
+    here = host.real_path(point)
+    pool = mount_under(here, mounts)
+    return pool is not None and any(one.device == pool.device and one.point != here for one in mounts)

@@ -4,9 +4,11 @@ import dataclasses
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from typing import TypeVar
 
 from csi_local.engine import making
 from csi_local.host.api import Host
@@ -23,8 +25,10 @@ from csi_local.model.errors import (
 from csi_local.model.observed import Room, Usage
 from csi_local.model.pool import Abilities, Media, PoolSpec, PoolView
 from csi_local.model.quantity import Bytes
+from csi_local.model.snapshot import GroupId, SnapshotId, SnapshotRecord
 from csi_local.model.volume import BackendKind, QuotaMode, VolumeId, VolumeRecord, ephemeral_id, is_ephemeral, known_id
 from csi_local.plan import sizes
+from csi_local.plan.copying import within_reach
 from csi_local.plan.sizes import Promises
 from csi_local.store.layout import NEW, Layout
 from csi_local.store.pool_store import PoolStore
@@ -34,6 +38,7 @@ _GONE = "its filesystem is no longer mounted"
 _READERS = 4
 """Records read at once at the start: from a cold disk each is a wait."""
 _NOTHING = Abilities(filesystem="")
+T = TypeVar("T")
 
 
 class Pool:
@@ -49,7 +54,7 @@ class Pool:
         self._identity = host.stat(root)
         self._host = host
         self._guard = threading.Lock()
-        self._weights: dict[VolumeId, Promises] = {}
+        self._weights: dict[str, Promises] = {}
         self._sum = Promises()
         self._overhead = 0
         self._projects: set[int] = set()
@@ -66,6 +71,20 @@ class Pool:
             for record in readers.map(self._read, self.store.volumes()):
                 if record is not None:
                     self._keep(record)
+            for snapshot in readers.map(self._read_snapshot, self.store.snapshots.all()):
+                if snapshot is not None:
+                    self._replace(_key(snapshot), sizes.snapshot_weight(snapshot, shares=self._shares))
+
+    @property
+    def _shares(self) -> bool:
+        return within_reach(self.abilities)
+
+    def _read_snapshot(self, snapshot: SnapshotId) -> SnapshotRecord | None:
+        try:
+            return self.store.snapshots.load(snapshot)
+        except (DamagedRecord, NotFound) as error:
+            _log.error("%s", error)
+            return None
 
     def _read(self, volume: VolumeId) -> VolumeRecord | None:
         try:
@@ -74,17 +93,18 @@ class Pool:
             _log.error("%s", error)
             return None
 
-    def _replace(self, volume: VolumeId, weight: Promises | None) -> None:
-        for sign, one in ((-1, self._weights.pop(volume, Promises())), (1, weight or Promises())):
+    def _replace(self, key: str, weight: Promises | None) -> None:
+        for sign, one in ((-1, self._weights.pop(key, Promises())), (1, weight or Promises())):
             self._sum = Promises(
                 reserved=self._sum.reserved + sign * one.reserved,
                 pending=self._sum.pending + sign * one.pending,
                 directories=self._sum.directories + sign * one.directories,
                 written=self._sum.written,
                 thin=self._sum.thin + sign * one.thin,
+                shared=self._sum.shared + sign * one.shared,
             )
         if weight is not None:
-            self._weights[volume] = weight
+            self._weights[key] = weight
 
     @contextmanager
     def promising(self, record: VolumeRecord) -> Iterator[None]:
@@ -93,52 +113,73 @@ class Pool:
         Raises:
             ResourceExhausted: somebody else got the room meanwhile.
         """
-        weight = sizes.weight(record)
+        made = partial(self.store.exists, record.id)
+        with self._promising(record.id, self._weight(record), made, ephemeral=bool(record.ephemeral)):
+            yield
+        self._keep(record)
+
+    @contextmanager
+    def promising_snapshot(self, record: SnapshotRecord) -> Iterator[None]:
+        """Promise a snapshot its room while it is made; the promise stays where that succeeds.
+
+        Raises:
+            ResourceExhausted: there is not so much.
+        """
+        weight = sizes.snapshot_weight(record, shares=self._shares)
+        with self._promising(_key(record), weight, partial(self.store.snapshots.exists, record.id)):
+            yield
+
+    @contextmanager
+    def _promising(
+        self, key: str, weight: Promises, made: Callable[[], bool], *, ephemeral: bool = False
+    ) -> Iterator[None]:
         with self._guard:
-            before = self._weights.get(record.id)
+            before = self._weights.get(key)
             more = weight.total - (before.total if before else 0)
             seen = self._host.room(self.root)
             room, thin_room = sizes.rooms(self.spec, seen, self._sum, self._overhead)
             room = thin_room if weight.thin else room
-            if record.ephemeral:
+            if ephemeral:
                 room = min(room, self._ephemeral_room(seen))
             if more > room:
                 raise ResourceExhausted(f"pool {self.spec.name} has no room for another {max(more, 0)} bytes")
-            self._replace(record.id, dataclasses.replace(weight, pending=more if weight.reserved else 0))
+            self._replace(key, dataclasses.replace(weight, pending=more if weight.reserved else 0))
         try:
             yield
         except BaseException:
-            if before is None and self.store.exists(record.id):  # it failed after the commit
-                self._keep(record)
-                raise
+            kept = weight if before is None and made() else before  # it may have failed after the commit
             with self._guard:
-                self._replace(record.id, before)
+                self._replace(key, kept)
             raise
-        self._keep(record)
+        with self._guard:
+            self._replace(key, weight)
 
     def _ephemeral_room(self, seen: Room) -> Bytes:
         """What inline ephemeral volumes may have beyond what they have."""
-        promised = sum(weight.total for volume, weight in list(self._weights.items()) if is_ephemeral(volume))
+        promised = sum(weight.total for volume, weight in list(self._weights.items()) if is_ephemeral(VolumeId(volume)))
         return Bytes(max(0, self.spec.ephemeral.of(seen.total) - promised))
 
     def _keep(self, record: VolumeRecord) -> None:
         with self._guard:
-            self._replace(record.id, sizes.weight(record))
+            self._replace(record.id, self._weight(record))
             self._projects.add(record.project)
             if record.adopted:
                 self.adopted.add(record.id)
 
-    def forget(self, record_id: VolumeId) -> None:
-        """Take back what a volume was promised: it is gone."""
+    def _weight(self, record: VolumeRecord) -> Promises:
+        return sizes.weight(record, shares=self._shares)
+
+    def forget(self, gone: VolumeId | SnapshotRecord) -> None:
+        """Take back what a volume or snapshot was promised: it is gone."""
         with self._guard:
-            self._replace(record_id, None)
+            self._replace(_key(gone) if isinstance(gone, SnapshotRecord) else gone, None)
 
     def sample(self) -> None:
         """See how much of what directory volumes were promised has been written."""
         written = 0
         for volume in [key for key, weight in list(self._weights.items()) if weight.directories]:
             with suppress(DriverError):
-                record = self.store.load(volume)
+                record = self.store.load(VolumeId(volume))
                 if record.quota is QuotaMode.HARD:
                     written += min(self.usage_of(record).used, record.size)
         with self._guard:
@@ -147,11 +188,12 @@ class Pool:
     def measure_overhead(self) -> None:
         """See what the filesystem keeps for itself, while nothing is being made: all that is taken and not by volumes.
 
-        Where there are directory volumes it counts as nothing, since adding them up would hold up the start.
+        Where there are directory volumes it counts as nothing, since adding them up would hold up the start; and where
+        images share blocks, which count in each of them.
         """
-        if self._sum.directories:
+        if self._sum.directories or self._sum.shared:
             return
-        images = [self.layout.image(volume) for volume in self._weights]
+        images = [self.layout.image(volume) for volume in self.store.volumes()]
         images += [f"{leftover}/disk.img" for leftover in self.store.leftovers()]
         allocated = sum(image.allocated for path in images if (image := self._host.stat(path)) is not None)
         seen = self._host.room(self.root)
@@ -214,6 +256,11 @@ class Pool:
             while number in self._projects:
                 number += 1
         return number
+
+
+def _key(record: SnapshotRecord) -> str:
+    """Under what a snapshot's promise is kept: no volume's id holds a colon."""
+    return f"snapshot:{record.id}"
 
 
 def _is_gone(pool: Pool) -> bool:
@@ -301,7 +348,7 @@ class Pools:
         for path in [] if self._visiting else pool.store.leftovers():
             name = path.rpartition("/")[2]
             if name.startswith(NEW):  # out of the way of a retry; the sweeper takes it from there
-                self._host.rename(path, pool.store.unused_trash(VolumeId(name.removeprefix(NEW))))
+                self._host.rename(path, pool.store.unused_trash(name.removeprefix(NEW)))
         pool.load_promises()
         pool.measure_overhead()
         self._open[spec.name] = pool
@@ -350,29 +397,37 @@ class Pools:
         Raises:
             FailedPrecondition: two have: one was missing when the other's was made.
         """
-        return self._only(volume, self._search(volume)[0])
+        return self._only(f"volume {volume}", self._search(lambda pool: pool.store.exists(volume))[0])
+
+    def locate_snapshot(self, snapshot: SnapshotId) -> Pool | None:
+        """The pool that has the snapshot, if one has."""
+        return self._only(f"snapshot {snapshot}", self._search(lambda pool: pool.store.snapshots.exists(snapshot))[0])
+
+    def locate_group(self, group: GroupId) -> Pool | None:
+        """The pool that has the group, if one has."""
+        return self._only(f"group {group}", self._search(lambda pool: pool.store.snapshots.group_exists(group))[0])
 
     def having(self, volume: VolumeId) -> list[Pool]:
         """Every open pool that has the volume: two, where one was missing when the other's was made."""
-        return self._search(volume)[0]
+        return self._search(lambda pool: pool.store.exists(volume))[0]
 
     @staticmethod
-    def _only(volume: VolumeId, found: list[Pool]) -> Pool | None:
+    def _only(what: str, found: list[Pool]) -> Pool | None:
         if len(found) > 1:
             names = " and ".join(pool.spec.name for pool in found)
             raise FailedPrecondition(
-                f"volume {volume} is in the pools {names}; nobody but you can tell which is right: move the other's"
+                f"{what} is in the pools {names}; nobody but you can tell which is right: move the other's"
                 " directory out of its pool"
             )
         return found[0] if found else None
 
-    def _search(self, volume: VolumeId) -> tuple[list[Pool], dict[str, str]]:
-        """The pools that have the volume, and those that cannot say, with the reason: a failing disk is one pool's."""
+    def _search(self, has: Callable[[Pool], bool]) -> tuple[list[Pool], dict[str, str]]:
+        """The pools that have something, and those that cannot say, with the reason: a failing disk is one pool's."""
         found, failing = [], {}
         for pool in self.all():
             for last in (False, True):  # asked twice: an error that passes must not hide a volume
                 try:
-                    if pool.store.exists(volume):
+                    if has(pool):
                         found.append(pool)
                     break
                 except HostError as error:
@@ -399,15 +454,40 @@ class Pools:
         """
         known = known_id(shown)
         volumes = [*([known] if known else []), *([ephemeral_id(shown)] if ephemeral else [])]
-        if not volumes:
-            raise NotFound(f"there is no volume {shown!r} on this node")
+        return self._find(f"volume {shown!r}", volumes, lambda pool, one: pool.store.exists(one))
+
+    def find_snapshot(self, shown: str) -> tuple[Pool, SnapshotId]:
+        """The pool that has the snapshot with that id.
+
+        Raises:
+            NotFound: none has.
+            Unavailable: none has, but one is missing that might.
+        """
+        known = [SnapshotId(shown)] if known_id(shown) else []
+        return self._find(f"snapshot {shown!r}", known, lambda pool, one: pool.store.snapshots.exists(one))
+
+    def find_group(self, shown: str) -> tuple[Pool, GroupId]:
+        """The pool that has the group with that id.
+
+        Raises:
+            NotFound: none has.
+            Unavailable: none has, but one is missing that might.
+        """
+        known = [GroupId(shown)] if known_id(shown) else []
+        return self._find(f"group {shown!r}", known, lambda pool, one: pool.store.snapshots.group_exists(one))
+
+    def _find(self, what: str, ids: Sequence[T], has: Callable[[Pool, T], bool]) -> tuple[Pool, T]:
         failing: dict[str, str] = {}
-        for volume in volumes:
-            found, failing = self._search(volume)
-            if (pool := self._only(volume, found)) is not None:
-                return pool, volume
+        for one in ids:
+            found, failing = self._search(partial(_has, one, has))
+            if (pool := self._only(what, found)) is not None:
+                return pool, one
         self._let_go()
-        if unknown := {**self._missing, **failing}:
+        if ids and (unknown := {**self._missing, **failing}):
             missing = "; ".join(f"{name}: {why}" for name, why in unknown.items())
-            raise Unavailable(f"volume {shown!r} is in none of the open pools, but not all are open ({missing})")
-        raise NotFound(f"there is no volume {shown!r} on this node")
+            raise Unavailable(f"{what} is in none of the open pools, but not all are open ({missing})")
+        raise NotFound(f"there is no {what} on this node")
+
+
+def _has(one: T, has: Callable[[Pool, T], bool], pool: Pool) -> bool:
+    return has(pool, one)

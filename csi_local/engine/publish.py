@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from csi_local.engine.copies import Copies
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
@@ -51,8 +52,11 @@ class Publisher:
     published) is remembered, and only for as long as this process lives.
     """
 
-    def __init__(self, host: Host, pools: Pools, executor: Executor, locks: KeyedLocks, max_volumes: int) -> None:
+    def __init__(
+        self, host: Host, pools: Pools, executor: Executor, locks: KeyedLocks, copies: Copies, max_volumes: int
+    ) -> None:
         self._host = host
+        self._copies = copies
         self._pools = pools
         self._executor = executor
         self._locks = locks
@@ -111,6 +115,8 @@ class Publisher:
         try:
             seen = self._look(pool, record, path)
             options = _options(record, capability)
+            if record.backend is BackendKind.LOOPFILE:
+                self._copies.disturb(record.id, f"volume {record.id} has been staged meanwhile")
             new_uuid = str(uuid.uuid4())
             operations = staging.stage(record, capability, options, path, pool.layout, seen, new_uuid)
             self._run_mounting("stage", operations, options)
@@ -219,7 +225,7 @@ class Publisher:
             Unavailable: something is mounted there, and a pool is missing that may have the volume.
         """
         try:
-            return self._pools.find(shown, ephemeral=True)
+            pool, volume = self._pools.find(shown, ephemeral=True)
         except NotFound:
             return None
         except Unavailable:
@@ -231,6 +237,7 @@ class Publisher:
             for volume in lost:
                 self._leave_lost(volume, path)
             return None
+        return None if is_ephemeral(volume) else (pool, volume)  # that is left by nobody but its pod
 
     def _leave_lost(self, volume: VolumeId, path: str) -> None:
         """Let pods go whose disk is gone: their mounts would also keep it from coming back."""
@@ -359,6 +366,8 @@ class Publisher:
         try:
             self._executor.run("unpublish-target", (RemoveTarget(path=target),))
         except SyscallFailed as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):  # somebody has put something there
+                raise
             _log.warning("the target is left: %s", error)
 
     def _detach_read_only(self, pool: Pool, volume: VolumeId) -> None:

@@ -6,14 +6,18 @@ import time
 from collections.abc import Callable
 
 from csi_local.engine.api import VolumeView
+from csi_local.engine.copies import Copies
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
 from csi_local.engine.pools import Pool, Pools
+from csi_local.engine.restoring import Restorer
+from csi_local.engine.sources import Source
 from csi_local.engine.sweeper import Sweeper
 from csi_local.host.api import Host
 from csi_local.model.accessibility import ANYWHERE, Accessibility
 from csi_local.model.errors import (
+    Busy,
     DamagedRecord,
     FailedPrecondition,
     NotFound,
@@ -42,6 +46,7 @@ class Volumes:
         executor: Executor,
         locks: KeyedLocks,
         sweeper: Sweeper,
+        copies: Copies,
         clock: Callable[[], float] = time.time,
         node: str = "",
     ) -> None:
@@ -54,6 +59,8 @@ class Volumes:
         self._clock = clock
         self._node = node
         self._observer = Observer(host)
+        self._copies = copies
+        self._restorer = Restorer(host, pools, executor, locks, copies)
 
     def create(self, request: VolumeRequest, patience_s: float, where: Accessibility = ANYWHERE) -> VolumeView:
         """Make a volume, or find the one that an identical request made.
@@ -61,6 +68,8 @@ class Volumes:
         Raises:
             InvalidArgument, OutOfRange: the request cannot be met anywhere.
             AlreadyExists: the name is taken by a different volume.
+            NotFound: what it is to be made from is not there.
+            Busy: the data is still being copied; the same request again finds it.
             ResourceExhausted: it must be on other nodes, or no pool here fits; the message goes through all of them.
         """
         if not where.allows(self._node):
@@ -68,31 +77,47 @@ class Volumes:
         check_name(request.name)
         volume = request.id
         with self._locks.hold(volume, patience_s):
+            self._restorer.join(request, patience_s)
             pool = self._pools.locate(volume)
             if pool is None:
-                return self._make(request, volume)
+                return self._make(request, volume, patience_s)
             record = pool.store.load(volume)
             check_same(record, request)
             pool.store.sync(volume)
             return self._shown(pool, volume, record)
 
-    def _make(self, request: VolumeRequest, volume: VolumeId) -> VolumeView:
-        record = new_record(request, now=int(self._clock()))
-        placement = self.explain(request, record.size)
+    def _make(self, request: VolumeRequest, volume: VolumeId, patience_s: float) -> VolumeView:
+        source = self._restorer.find(request.source) if request.source else None
+        like = source.origin.record if source else None
+        record = new_record(request, now=int(self._clock()), like=like)
+        placement = self._place(request, record.size, source)
         if placement.pool is None and any(verdict.small for verdict in placement.verdicts):
             self._sweeper.finish(_SWEEP_WAIT_S)
-            placement = self.explain(request, record.size)
+            placement = self._place(request, record.size, source)
         if placement.pool is None:
             raise ResourceExhausted(f"no pool fits volume {request.name!r}: {placement.explain()}")
         pool = self._pools.get(placement.pool)
         project, sector_size = pool.free_project(volume), pool.abilities.sector_size
-        record = new_record(request, now=record.created, project=project, sector_size=sector_size)
-        leftover = self._host.stat(pool.layout.new(volume)) is not None
-        operations = life.create(record, pool.layout, pool.abilities, leftover=leftover)
-        with pool.promising(record):
-            self._executor.run("create", operations)
+        record = new_record(request, now=record.created, project=project, sector_size=sector_size, like=like)
+        if source is not None:
+            self._restorer.make(request, record, source, pool, patience_s)
+            record = pool.store.load(volume)
+        else:
+            leftover = self._host.stat(pool.layout.new(volume)) is not None
+            operations = life.create(record, pool.layout, pool.abilities, leftover=leftover)
+            with pool.promising(record):
+                self._executor.run("create", operations)
         _log.debug("created volume %s: %d bytes, %s in pool %s", volume, record.size, record.backend, pool.spec.name)
         return self._shown(pool, volume, record)
+
+    def _place(self, request: VolumeRequest, size: Bytes, source: Source | None) -> Placement:
+        """Where a volume goes: beside its source where it fits there, since that takes no copy of the data."""
+        if source is None:
+            return self.explain(request, size)
+        wanted = shape(request.parameters, request.capabilities, source.origin.record)
+        beside = [view for view in self._pools.views() if view.name == source.pool.spec.name]
+        placement = place(request.parameters, wanted, size, beside)
+        return placement if placement.pool else place(request.parameters, wanted, size, self._pools.views())
 
     def explain(self, request: VolumeRequest, size: Bytes | None = None) -> Placement:
         """Where a volume would go, and why not elsewhere; *size* where it is known already."""
@@ -113,6 +138,7 @@ class Volumes:
         if volume is None:
             return
         with self._locks.hold(volume, patience_s):
+            self._restorer.cancel(volume, patience_s)
             try:
                 pool, _ = self._pools.find(shown)
             except NotFound:
@@ -134,6 +160,8 @@ class Volumes:
 
     def _remove(self, pool: Pool, volume: VolumeId) -> None:
         self._check_unused(pool, volume)
+        if self._copies.is_read(volume):
+            raise Busy(f"volume {volume} is being copied; try again when that is done")
         trash = pool.store.unused_trash(volume)
         try:
             self._executor.run("delete", life.delete(pool.layout.volume(volume), trash))

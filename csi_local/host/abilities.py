@@ -18,7 +18,7 @@ _FICLONE = 0x40049409
 _PUNCH_HOLE = 0x02 | 0x01
 _PAGE, _SECTOR = 4096, 512
 _TRIAL_PROJECT = 0x7FFF0000
-_MAGIC = {0xEF53: "ext4", 0x58465342: "xfs", 0x9123683E: "btrfs", 0x01021994: "tmpfs", 0x794C7630: "overlay"}
+_MAGIC = {0xEF53: "ext4", 0x58465342: "xfs", quota.BTRFS_MAGIC: "btrfs", 0x01021994: "tmpfs", 0x794C7630: "overlay"}
 
 
 def abilities(path: str) -> Abilities:

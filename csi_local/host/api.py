@@ -4,7 +4,7 @@ Every method may raise ``SyscallFailed`` (with the errno) or ``CommandFailed``, 
 error means is for the caller to say. Paths are absolute strings; sizes are bytes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -12,6 +12,9 @@ from csi_local.model.observed import FileInfo, LoopDevice, Mount, Room, Signatur
 from csi_local.model.pool import Abilities, Media
 from csi_local.model.quantity import Bytes
 from csi_local.model.volume import Filesystem
+
+Proceed = Callable[[], None]
+"""Called between the pieces of long work; it raises where that is to end."""
 
 
 class Files(Protocol):
@@ -162,6 +165,12 @@ class Mounts(Protocol):
     def mount_flags(self, path: str) -> frozenset[str]:
         """Those of ro, nosuid, nodev, noexec, noatime, nodiratime, relatime that hold at *path* (statvfs)."""
 
+    def freeze(self, path: str) -> None:
+        """Write out the filesystem at *path* and let nobody write to it until it is thawed (FIFREEZE).
+
+        EBUSY where it is frozen already.
+        """
+
     def thaw(self, path: str) -> bool:
         """End a freeze of the filesystem at *path* (FITHAW); whether there was one."""
 
@@ -177,6 +186,9 @@ class Limits(Protocol):
 
     def make_subvolume(self, path: str) -> None:
         """Make a btrfs subvolume, 0755."""
+
+    def snapshot_subvolume(self, source: str, target: str, *, read_only: bool) -> None:
+        """Make a subvolume with what another has at this moment."""
 
     def limit_subvolume(self, path: str, size: Bytes) -> None:
         """Limit a btrfs subvolume."""
@@ -195,6 +207,32 @@ class Limits(Protocol):
 
     def media(self, path: str) -> Media:
         """What disk a path or block device is on."""
+
+
+class Copying(Protocol):
+    """Copies of images and directory trees, and making durable what was written by others."""
+
+    def clone_image(self, source: str, target: str) -> None:
+        """Make a file that shares its blocks with an image (FICLONE), not durable yet.
+
+        EOPNOTSUPP or EXDEV where the filesystem, or two of them, cannot. Blocks that are reserved and not written may
+        be holes in it.
+        """
+
+    def copy_image(self, source: str, target: str, proceed: Proceed) -> None:
+        """Copy an image, its holes as holes, durably."""
+
+    def copy_tree(self, source: str, target: str, *, share: bool, proceed: Proceed) -> None:
+        """Copy what is in a directory, and its attributes, to the empty directory *target*, durably.
+
+        *share* lets files share their blocks, which is quick, and needs a filesystem that can.
+        """
+
+    def sync_file(self, path: str) -> None:
+        """Make durable what was written to a file or block device (fsync)."""
+
+    def sync_filesystem(self, path: str) -> None:
+        """Write out all of the filesystem at *path* (syncfs)."""
 
 
 class Inspection(Protocol):
@@ -219,5 +257,5 @@ class Inspection(Protocol):
         """The processes, of those that can be seen, that have a device open."""
 
 
-class Host(Files, Blocks, Mounts, Limits, Inspection, Protocol):
+class Host(Files, Blocks, Mounts, Limits, Copying, Inspection, Protocol):
     """A machine."""

@@ -118,7 +118,7 @@ class LinuxFiles:
         if info.mount_root or mounts_below(path):
             raise SyscallFailed(f"remove {path}", errno.EBUSY)
         for name in self.list_dir(path, directories_only=True):
-            quota.remove_limited_directory(f"{path}/{name}", remove_directory)
+            quota.remove_limited_directory(f"{path}/{name}", _remove_inner)
         remove_directory(path)
 
     def rename(self, source: str, target: str) -> None:
@@ -175,6 +175,16 @@ def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def _remove_inner(path: str) -> None:
+    """As :func:`remove_directory`; a group's directory has subvolumes one level further in."""
+    if syscalls.filesystem_magic(path) == quota.BTRFS_MAGIC:
+        with failing_as(f"list {path}"), os.scandir(path) as entries:
+            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        for name in names:
+            quota.destroy_if_subvolume(f"{path}/{name}")
+    remove_directory(path)
 
 
 def remove_directory(path: str) -> None:

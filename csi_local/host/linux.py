@@ -6,8 +6,9 @@ import stat
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 
-from csi_local.host import devices, filesystems, loop, mounts, quota
+from csi_local.host import copying, devices, filesystems, loop, mounts, quota, trees
 from csi_local.host.abilities import abilities
+from csi_local.host.api import Proceed
 from csi_local.host.files import LinuxFiles
 from csi_local.host.syscalls import failing_as, opened
 from csi_local.model.errors import SyscallFailed
@@ -119,6 +120,10 @@ class LinuxMounts:
         """See ``Mounts.mount_flags``."""
         return mounts.mount_flags(path)
 
+    def freeze(self, path: str) -> None:
+        """See ``Mounts.freeze``."""
+        mounts.freeze(path)
+
     def thaw(self, path: str) -> bool:
         """See ``Mounts.thaw``."""
         return mounts.thaw(path)
@@ -138,6 +143,10 @@ class LinuxLimits:
     def make_subvolume(self, path: str) -> None:
         """See ``Limits.make_subvolume``."""
         quota.make_subvolume(path)
+
+    def snapshot_subvolume(self, source: str, target: str, *, read_only: bool) -> None:
+        """See ``Limits.snapshot_subvolume``."""
+        quota.snapshot_subvolume(source, target, read_only=read_only)
 
     def limit_subvolume(self, path: str, size: Bytes) -> None:
         """See ``Limits.limit_subvolume``."""
@@ -162,6 +171,30 @@ class LinuxLimits:
     def media(self, path: str) -> Media:
         """See ``Limits.media``."""
         return devices.media(path)
+
+
+class LinuxCopying:
+    """Implements ``host.api.Copying``."""
+
+    def clone_image(self, source: str, target: str) -> None:
+        """See ``Copying.clone_image``."""
+        copying.clone_image(source, target)
+
+    def copy_image(self, source: str, target: str, proceed: Proceed) -> None:
+        """See ``Copying.copy_image``."""
+        copying.copy_image(source, target, proceed)
+
+    def copy_tree(self, source: str, target: str, *, share: bool, proceed: Proceed) -> None:
+        """See ``Copying.copy_tree``."""
+        trees.copy_tree(source, target, share=share, proceed=proceed)
+
+    def sync_file(self, path: str) -> None:
+        """See ``Copying.sync_file``."""
+        copying.sync_file(path)
+
+    def sync_filesystem(self, path: str) -> None:
+        """See ``Copying.sync_filesystem``."""
+        copying.sync_filesystem(path)
 
 
 class LinuxInspection:
@@ -210,5 +243,5 @@ def _has_open(process: int, special: int) -> bool:
     return False
 
 
-class LinuxHost(LinuxFiles, LinuxBlocks, LinuxMounts, LinuxLimits, LinuxInspection):
+class LinuxHost(LinuxFiles, LinuxBlocks, LinuxMounts, LinuxLimits, LinuxCopying, LinuxInspection):
     """This machine."""

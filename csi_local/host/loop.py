@@ -50,16 +50,30 @@ def make_image(path: str, size: Bytes, *, thick: bool) -> None:
     """Make a file of zeros; on btrfs without copy-on-write, which would undo the reservation at every write."""
     with opened(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW) as fd:
         with suppress(SyscallFailed):
-            flags = bytearray(8)
-            ioctl(fd, _FS_GETFLAGS, flags, f"read the flags of {path}")
-            wanted = int.from_bytes(flags, "little") | _NO_COW
-            ioctl(fd, _FS_SETFLAGS, bytearray(wanted.to_bytes(8, "little")), f"set the flags of {path}")
+            _set_flags(fd, _flags(fd, path) | _NO_COW, path)
         if not thick:
             with suppress(SyscallFailed):
                 quota.hint_extent_size(fd, _EXTENT_HINT)
         _resize(fd, path, size, thick=thick)
         with failing_as(f"sync {path}"):
             os.fsync(fd)
+
+
+def like_image(old: int, new: int, path: str) -> None:
+    """Let an empty file be kept in the way that an image is: a btrfs shares blocks only between files alike."""
+    with suppress(SyscallFailed):
+        if _flags(old, path) & _NO_COW:
+            _set_flags(new, _flags(new, path) | _NO_COW, path)
+
+
+def _flags(fd: int, path: str) -> int:
+    flags = bytearray(8)
+    ioctl(fd, _FS_GETFLAGS, flags, f"read the flags of {path}")
+    return int.from_bytes(flags, "little")
+
+
+def _set_flags(fd: int, flags: int, path: str) -> None:
+    ioctl(fd, _FS_SETFLAGS, bytearray(flags.to_bytes(8, "little")), f"set the flags of {path}")
 
 
 def resize_image(path: str, size: Bytes, *, thick: bool) -> None:

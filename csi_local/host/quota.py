@@ -30,7 +30,8 @@ _QSTAT_BYTES = 80
 _PROJECT_ENFORCED = 1 << 5
 
 # btrfs
-_SUBVOL_CREATE_V2, _SNAP_DESTROY_V2 = 0x50009418, 0x5000943F
+_SUBVOL_CREATE_V2, _SNAP_CREATE_V2, _SNAP_DESTROY_V2 = 0x50009418, 0x50009417, 0x5000943F
+_SUBVOL_RDONLY = 2
 _QUOTA_CTL, _QGROUP_LIMIT, _QGROUP_CREATE = 0xC0109428, 0x8030942B, 0x4010942A
 _SYNC, _START_SYNC, _WAIT_SYNC = 0x9408, 0x80089418, 0x40089416
 _INO_LOOKUP, _FS_INFO, _DEV_INFO = 0xD0009412, 0x8400941F, 0xD000941E
@@ -39,6 +40,8 @@ _QUOTA_ENABLE_FULL, _QUOTA_ENABLE_SIMPLE = 1, 4
 _LIMIT_REFERENCED = 1
 _SUBVOLUME_ROOT = 256
 _UNLIMITED = 2**64 - 1
+BTRFS_MAGIC = 0x9123683E
+"""What statfs(2) calls a btrfs (linux/magic.h)."""
 
 
 # --- quota projects
@@ -61,6 +64,15 @@ def hint_extent_size(fd: int, size: int) -> None:
     flags, _, extents, project, cow_extent, pad = _FSXATTR.unpack(buffer)
     buffer = bytearray(_FSXATTR.pack(flags | _EXTSIZE, size, extents, project, cow_extent, pad))
     ioctl(fd, _FSSETXATTR, buffer, "set the extent size hint")
+
+
+def extent_size_hint(fd: int) -> int:
+    """In pieces of how many bytes a file is to be allocated; 0 where nobody said."""
+    buffer = bytearray(_FSXATTR.size)
+    with suppress(SyscallFailed):
+        ioctl(fd, _FSGETXATTR, buffer, "read the extent size hint")
+    flags, extent, *_ = _FSXATTR.unpack(buffer)
+    return int(extent) if flags & _EXTSIZE else 0
 
 
 def limit_project(path: str, project: int, size: Bytes) -> None:
@@ -172,6 +184,15 @@ def make_subvolume(path: str) -> None:
         os.fchmod(fd, 0o755)
 
 
+def snapshot_subvolume(source: str, target: str, *, read_only: bool) -> None:
+    """Make a subvolume that has what another has at this moment; subvolumes inside that are empty directories in it."""
+    parent, name = os.path.split(target)
+    with opened(source, _DIRECTORY) as old, opened(parent, _DIRECTORY) as fd:
+        flags = _SUBVOL_RDONLY if read_only else 0
+        arguments = bytearray(_VOL_ARGS_V2.pack(old, 0, flags, b"", os.fsencode(name)))
+        ioctl(fd, _SNAP_CREATE_V2, arguments, f"snapshot subvolume {source} as {target}")
+
+
 def destroy_subvolume(path: str, identifier: int) -> None:
     """Destroy a subvolume with all that is in it, and its limit; the space comes back in the background."""
     parent, name = os.path.split(path)
@@ -179,6 +200,14 @@ def destroy_subvolume(path: str, identifier: int) -> None:
         ioctl(fd, _SNAP_DESTROY_V2, _named(name), f"destroy subvolume {path}")
         with suppress(SyscallFailed):  # the kernel removes it with the subvolume where it can
             ioctl(fd, _QGROUP_CREATE, bytearray(struct.pack("=2Q", 0, identifier)), "remove a limit")
+
+
+def destroy_if_subvolume(path: str) -> None:
+    """Destroy what is at a path where that is a subvolume."""
+    with opened(path, _DIRECTORY) as fd:
+        subvolume = subvolume_id(fd)
+    if subvolume:
+        destroy_subvolume(path, subvolume)
 
 
 def limit_subvolume(path: str, size: Bytes) -> None:

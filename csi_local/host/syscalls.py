@@ -25,12 +25,14 @@ _StatxBuffer = ctypes.c_char * 256
 _RENAME_NOREPLACE = 1
 
 _SYS_OPEN_TREE = 428
+_SYS_OPENAT2 = 437
 _SYS_MOVE_MOUNT = 429
 _SYS_MOUNT_SETATTR = 442
 _SYS_QUOTACTL_FD = 443
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_EMPTY_PATHS = 0x04 | 0x40
 _UMOUNT_NOFOLLOW = 8
+_RESOLVE_NO_XDEV, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x01, 0x04, 0x08
 
 _KINDS = {
     0o040000: FileKind.DIRECTORY,
@@ -186,6 +188,27 @@ def filesystem_magic(path: str) -> int:
     buffer = ctypes.create_string_buffer(256)
     _check(_LIBC.statfs(os.fsencode(path), buffer), f"statfs {path}")
     return int.from_bytes(buffer.raw[: ctypes.sizeof(ctypes.c_long)], "little") & 0xFFFFFFFF
+
+
+def open_beneath(directory: int, name: str, flags: int) -> int | None:
+    """openat2(2), Linux 5.6: open what is in an open directory, through no symbolic link; None where a mount begins.
+
+    Raises:
+        OSError: as open(2).
+    """
+    how = struct.pack("=3Q", flags, 0, _RESOLVE_NO_XDEV | _RESOLVE_NO_SYMLINKS | _RESOLVE_BENEATH)
+    fd = int(_LIBC.syscall(ctypes.c_long(_SYS_OPENAT2), directory, os.fsencode(name), how, ctypes.c_size_t(len(how))))
+    if fd >= 0:
+        return fd
+    number = ctypes.get_errno()
+    if number == errno.EXDEV:
+        return None
+    raise OSError(number, os.strerror(number), name)
+
+
+def syncfs(fd: int, what: str) -> None:
+    """syncfs(2): write out all of the filesystem that an open file is on."""
+    _check(_LIBC.syncfs(fd), what)
 
 
 def limit_arenas(count: int) -> None:

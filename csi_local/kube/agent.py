@@ -18,7 +18,7 @@ from csi_local.kube.cache import Cache
 from csi_local.kube.events import Events, about_claim, about_node
 from csi_local.kube.work import WorkQueue
 from csi_local.model.errors import AlreadyExists, Conflict, DriverError, FailedPrecondition, NotFound, Unavailable
-from csi_local.model.volume import CapacityRange, VolumeId, check_name, volume_id
+from csi_local.model.volume import CapacityRange, FormatState, VolumeId, check_name, volume_id
 
 _log = logging.getLogger(__name__)
 WORKERS = 8
@@ -130,15 +130,11 @@ class Agent:
             if resources.answered(wanted):
                 return self._check(name, wanted)
             return self._provide(name, wanted)
-        except (Conflict, NotFound):  # it has changed; the watch brings it
-            return not self._is_fresh(name)
+        except (Conflict, NotFound):  # it has changed, perhaps by this very work, whose answer was lost: look again
+            return False
         except Unavailable as error:
             _log.info("LocalVolume %s waits: %s", name, error)
             return False
-
-    def _is_fresh(self, name: str) -> bool:
-        with self._guard:
-            return name in self._fresh
 
     def _provide(self, name: str, wanted: Object) -> bool:
         began = time.perf_counter()
@@ -268,7 +264,13 @@ class Agent:
             other = self._api.get(resources.VOLUMES, name)
         except NotFound:
             return self._adopt(name, view)
-        if (node := _node(other)) != self._node:
+        if (node := _node(other)) != self._node and self._is_leftover(view, other):
+            _log.warning(
+                "volume %s was never used and is on node %s by now; what is left here is removed", volume, node
+            )
+            self._volumes.delete(volume, _PATIENCE_S)
+            self._changed()
+        elif node != self._node:
             self._warn_node(
                 "VolumeOfAnotherNode",
                 f"volume {volume} is in pool {view.pool} here, and LocalVolume {name} says that node {node} has it. Was"
@@ -276,6 +278,25 @@ class Agent:
                 f" {self._node}; the volume is left alone",
             )
         return True
+
+    def _is_leftover(self, view: VolumeView, other: Object) -> bool:
+        """Whether a volume was made here, never acknowledged because this process died, and then made elsewhere.
+
+        Only where it surely holds nothing, the other node has acknowledged its own, and that is on another disk: a node
+        that was renamed, or a disk that was moved, has the very pool that the other node once told of.
+        """
+        empty = view.record is not None and view.record.format is FormatState.UNFORMATTED
+        if not (empty and volume_resource.made(other)):
+            return False
+        here, there = resources.pool_resource_name(self._node, view.pool), other["status"]["pool"]
+        try:
+            ours, theirs = (
+                self._api.get(resources.POOLS, name)["status"]["uuid"]
+                for name in (here, resources.pool_resource_name(_node(other), there))
+            )
+        except (NotFound, KeyError):
+            return False
+        return bool(ours) and bool(theirs) and ours != theirs
 
     def _adopt(self, name: str, view: VolumeView) -> bool:
         """Give a volume a LocalVolume: the API lost it, or its disk was moved here."""

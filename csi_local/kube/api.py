@@ -33,6 +33,7 @@ from csi_local.model.errors import (
 )
 
 _log = logging.getLogger(__name__)
+_DICE = random.Random()  # noqa: S311 (only so that not all come back at once)
 
 Object = dict[str, Any]
 """An object of the API, as its JSON has it."""
@@ -173,7 +174,7 @@ class Api:
             status, content, retry_s = self._request(method, path, data)
         deadline = time.monotonic() + REQUEST_S
         while status == http.client.TOO_MANY_REQUESTS and time.monotonic() + retry_s < deadline:
-            time.sleep(retry_s * random.uniform(0.5, 1.0))  # noqa: S311 (only so that not all come back at once)
+            time.sleep(retry_s * _DICE.uniform(0.5, 1.0))
             status, content, retry_s = self._request(method, path, data)
         if status >= http.client.BAD_REQUEST:
             raise _error(status, content)
@@ -292,6 +293,8 @@ def _context(credentials: Credentials) -> ssl.SSLContext:
     """
     try:
         context = ssl.create_default_context(cafile=credentials.ca_file or None, cadata=credentials.ca or None)
+        # On from Python 3.13, and more than clusters' authorities keep to: many lack RFC 5280's key usage extension.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         if credentials.insecure:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE

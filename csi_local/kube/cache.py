@@ -16,6 +16,7 @@ from csi_local.kube.api import Api, Object
 from csi_local.model.errors import DriverError, Expired
 
 _log = logging.getLogger(__name__)
+_DICE = random.Random()  # noqa: S311 (only so that not all come back at once)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 _MOST_GONE = 10_000
 """Deleted objects whose last version is remembered, so that a late answer cannot bring them back."""
@@ -156,7 +157,7 @@ class Cache:
                 if self._stopping.is_set():
                     return
                 self._outage(error, pause)
-                self._stopping.wait(pause * random.uniform(0.5, 1.0))  # noqa: S311 (only so that not all come at once)
+                self._stopping.wait(pause * _DICE.uniform(0.5, 1.0))
                 pause = min(_LONGEST_PAUSE_S, pause * 2)
             except Exception:  # noqa: BLE001 (the thread must live; the log has it
                 _log.exception("watching %s", self._collection)

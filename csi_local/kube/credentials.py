@@ -90,7 +90,7 @@ def _named(content: Mapping[str, Any], plural: str, name: object, kind: str) -> 
 
 def _decoded(values: Mapping[str, Any], key: str) -> str:
     try:
-        return base64.b64decode(str(values.get(key, ""))).decode()
+        return base64.b64decode("".join(str(values.get(key, "")).split()), validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
         raise InvalidArgument(f"{key} is not base64") from None
 

@@ -103,6 +103,10 @@ class Nodes:
             return renewed is not None
         return self._monotonic() - max(renewed, watching) < LEASE_S
 
+    def removed(self, node: str) -> bool:
+        """Whether a node has left the cluster: then its Node is gone, and with it its lease and its pools."""
+        return lease_name(node) not in self._renewed and not self._views.get(node)
+
     def choose(
         self, parameters: ClassParameters, shape: Shape, size: Bytes, where: Accessibility, passed: Mapping[str, str]
     ) -> Choice:

@@ -23,8 +23,8 @@ POOLS_S, POOLS_PAUSE_S = 10.0, 1.0
 _DRIFT = 0.005
 """Of a pool's size: what others write to its filesystem is told of when it is that much, or a minute old."""
 _DRIFT_S = 60.0
-_BELIEVED_S = 300.0
-"""Then it is asked what the API has: it may have been restored from a backup."""
+_BELIEVED_S = 60.0
+"""Then it is asked what the API has: somebody may have deleted it, or restored a backup."""
 _DEAD_AFTER_S = 300.0
 _RETRY_S = 1.0
 
@@ -112,14 +112,17 @@ class NodeLease:
         try:
             self._api.patch(self._collection, name, {"spec": spec})
         except NotFound:
-            labels = {resources.NODE_LABEL: self._node}
-            lease = {
-                "apiVersion": "coordination.k8s.io/v1",
-                "kind": "Lease",
-                "metadata": {"name": name, "labels": labels},
-                "spec": spec,
-            }
+            metadata = {"name": name, "labels": {resources.NODE_LABEL: self._node}, **_owner(self._api, self._node)}
+            lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
             self._api.create(self._collection, lease)
+
+
+def _owner(api: Api, node: str) -> Object:
+    """Who is to go before what tells of this node: its Node, where there is one."""
+    try:
+        return resources.owned_by_node(api.get(resources.NODES, node))
+    except NotFound:
+        return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +188,8 @@ class PoolReports:
         if told is not None and time.monotonic() - told.at < _BELIEVED_S:
             return told.made
         wanted = pool_resource.new_pool(self._specs[pool], self._node)
+        owner = _owner(self._api, self._node)
+        wanted["metadata"] |= owner
         try:
             made = self._api.get(resources.POOLS, name)
         except NotFound:
@@ -192,8 +197,9 @@ class PoolReports:
                 return self._api.create(resources.POOLS, wanted)
             except AlreadyExists:
                 made = self._api.get(resources.POOLS, name)
-        if made.get("spec") != wanted["spec"]:  # the configuration has changed
-            made = self._api.patch(resources.POOLS, name, {"spec": wanted["spec"]})
+        owned = made["metadata"].get("ownerReferences") == owner.get("ownerReferences")
+        if made.get("spec") != wanted["spec"] or not owned:  # the configuration has changed, or the Node is another one
+            made = self._api.patch(resources.POOLS, name, {"spec": wanted["spec"], "metadata": owner})
         return made
 
     def _tidy(self) -> None:

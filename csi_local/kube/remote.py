@@ -46,6 +46,7 @@ from csi_local.model.errors import (
     Conflict,
     DamagedRecord,
     DriverError,
+    FailedPrecondition,
     NotFound,
     ResourceExhausted,
     Unavailable,
@@ -92,7 +93,7 @@ class Remote:
     # --- delete
 
     def delete(self, shown: str, patience_s: float) -> None:
-        """Have its node remove a volume; no error where it is not there.
+        """Have its node remove a volume; no error where it is not there, or its node has left the cluster.
 
         Raises:
             Unavailable: its node is not there; it will be removed when it is back.
@@ -110,10 +111,27 @@ class Remote:
                     found, written = self.write(found, {"state": ABSENT})
                     asked = asked or written
                 elif answered(found) and (error := error_of(found)) is not None:
+                    if not isinstance(error, Busy | Unavailable):
+                        self.write(found, {"state": PRESENT})  # it stays: nobody may find it removed later
                     raise error
+                elif self._nodes.removed(node_of(found)):
+                    found = self._let_go(found)
                 else:
                     self.wait(found, until, _gone_or_refused)
                     found = self.known(name)
+
+    def _let_go(self, found: Object) -> Object | None:
+        """Forget a volume whose node has left the cluster; its data is not touched. What is left of the resource."""
+        name, version = name_of(found), found["metadata"]["resourceVersion"]
+        _log.warning("volume %s was on node %s, which has left the cluster; it is forgotten", name, node_of(found))
+        try:
+            self._api.patch(VOLUMES, name, {"metadata": {"resourceVersion": version, "finalizers": []}})
+            self._api.delete(VOLUMES, name)
+        except NotFound:
+            return None
+        except Conflict:
+            return self.read(name)
+        return None
 
     # --- look
 
@@ -167,6 +185,8 @@ class Remote:
             while True:
                 found = self._known(shown)
                 record = _record(found)
+                if wanted_absent(found):
+                    raise Busy(f"volume {shown} is being removed")
                 if capability is not None:
                     check_usable(record, capability)
                 if sizes.grown(record, capacity) <= record.size:
@@ -309,7 +329,9 @@ class _Creation:
             self._passed[node] = str(error)
             return self._move(found)
         error = error or Unavailable(f"node {node} has not made the volume; try again")
-        if not isinstance(error, Busy | Unavailable):
+        if not isinstance(
+            error, Busy | Unavailable | AlreadyExists | FailedPrecondition
+        ):  # the last: something is there
             self._remote.write(found, {"state": ABSENT})
         raise error
 

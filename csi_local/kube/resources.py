@@ -15,6 +15,7 @@ from csi_local.model import errors
 GROUP, VERSION = "csi-local.io", "v1alpha1"
 _BASE = f"/apis/{GROUP}/{VERSION}"
 VOLUMES, POOLS, SNAPSHOTS = f"{_BASE}/localvolumes", f"{_BASE}/localpools", f"{_BASE}/localsnapshots"
+NODES = "/api/v1/nodes"
 NODE_LABEL = f"{GROUP}/node"
 FINALIZER = f"{GROUP}/data"
 """Stays on a LocalVolume while its node may have its data."""
@@ -88,6 +89,13 @@ def resource(kind: str, name: str, node: str, spec: Object) -> Object:
     """An object of ours that belongs to *node*."""
     metadata = {"name": name, "labels": {NODE_LABEL: node}}
     return {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def owned_by_node(node: Object) -> Object:
+    """The ``metadata`` that lets the garbage collector remove an object when its node is deleted."""
+    metadata = node["metadata"]
+    owner = {"apiVersion": "v1", "kind": "Node", "name": metadata["name"], "uid": metadata["uid"]}
+    return {"ownerReferences": [owner]}
 
 
 def name_of(found: Object) -> str:

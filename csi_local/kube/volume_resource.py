@@ -210,8 +210,7 @@ def failed_status(found: Object, error: Exception, *, now: str) -> Object:
     """
     status = answer(found, "Deleting" if wanted_absent(found) else "Ready" if made(found) else "Failed")
     status["error"] = error_fields(error)
-    if not made(found):  # what another node has said of it
-        status |= dict.fromkeys(("volumeId", "pool", "capacityBytes", "capacity", "backend"))
+    if not made(found):  # a volumeId stays: nobody may take a volume for new that was given out once
         fresh = [news("Ready", true=False, reason="Failed", message=status["error"]["message"])]
         status["conditions"] = conditions(found, fresh, now)
     return {"status": status}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from csi_local.model.observed import LoopDevice
 from csi_local.model.quantity import Bytes
+from csi_local.model.snapshot import GroupRecord, SnapshotRecord
 from csi_local.model.volume import Filesystem, VolumeRecord
 
 
@@ -106,9 +107,9 @@ class WriteRecord(OnPath):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeRecord(OnPath):
-    """Write a new volume's record, durable as soon as its directory is; where nobody looks for one yet."""
+    """Write the record of what is being made, durable as soon as its directory is; where nobody looks for one yet."""
 
-    record: VolumeRecord
+    record: VolumeRecord | SnapshotRecord | GroupRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +122,55 @@ class Commit(Operation):
     def describe(self) -> str:
         """Both names."""
         return f"Commit {self.source} as {self.target}"
+
+
+# --- copies
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotSubvolume(OnPath):
+    """Make a btrfs subvolume with what *source* has at this moment."""
+
+    source: str
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloneImage(OnPath):
+    """Make a file that shares its blocks with the image *source*."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyImage(OnPath):
+    """Copy the image *source*, its holes as holes."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CopyTree(OnPath):
+    """Copy what is in the directory *source* into this empty one; *share* lets files share their blocks."""
+
+    source: str
+    share: bool
+
+
+class SyncFilesystem(OnPath):
+    """Write out a mounted filesystem, so that freezing it has little left to write."""
+
+
+class Freeze(OnPath):
+    """Let nobody write to a mounted filesystem; undone by thawing it."""
+
+
+class Thaw(OnPath):
+    """End the freeze of a filesystem."""
+
+
+class SyncFile(OnPath):
+    """Make durable what was written to a file or block device (fsync(2))."""
 
 
 # --- devices and filesystems; those without a device work on the one attached before

@@ -173,6 +173,7 @@ class VolumeRecord:
         sector_size: logical block size of the loop device, fixed for the volume's life.
         created: seconds since the epoch.
         fs_uuid: of the filesystem made, or, while ``formatting``, about to be made.
+        source: what it was made from, as ``snapshot/<id>`` or ``volume/<id>``; "" where it began empty.
         adopted: of a volume that is a directory elsewhere, its path; "" for every other. The directory itself is known
             again by its inode and by when it was made: a device's number may be another after the next start.
         ephemeral: of an inline ephemeral volume the one path at which its pod has it; "" for every other.
@@ -194,6 +195,7 @@ class VolumeRecord:
     created: int = 0
     format: FormatState = FormatState.NONE
     fs_uuid: str = ""
+    source: str = ""
     ephemeral: str = ""
     adopted: str = ""
     adopted_inode: int = 0
@@ -211,17 +213,17 @@ class VolumeRecord:
         return self.allocation is Allocation.THICK
 
 
-def check_name(name: str) -> str:
-    """*name*, where it can be a volume's name.
+def check_name(name: str, of: str = "volume") -> str:
+    """*name*, where it can be that of a volume (or *of* something else).
 
     Raises:
         InvalidArgument: it is empty, too long, or holds control characters other than white space
             (CSI specification, CreateVolume).
     """
     if not name:
-        raise InvalidArgument("the volume has no name")
+        raise InvalidArgument(f"the {of} has no name")
     if len(name.encode("utf-8", "surrogatepass")) > MAX_NAME:
-        raise InvalidArgument(f"the volume's name is longer than {MAX_NAME} bytes")
+        raise InvalidArgument(f"the {of}'s name is longer than {MAX_NAME} bytes")
     if _CONTROL.search(name):
-        raise InvalidArgument("the volume's name holds control characters")
+        raise InvalidArgument(f"the {of}'s name holds control characters")
     return name

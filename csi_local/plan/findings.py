@@ -9,6 +9,7 @@ from enum import StrEnum
 from csi_local.model.observed import FileInfo, LoopDevice, Signature
 from csi_local.model.operations import OnPath, Operation
 from csi_local.model.pool import PoolKind
+from csi_local.model.snapshot import GroupId, SnapshotId, SnapshotRecord
 from csi_local.model.volume import VolumeId, VolumeRecord
 from csi_local.store.layout import Layout
 
@@ -92,6 +93,43 @@ class VolumeSeen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotSeen:
+    """A snapshot's directory and what is in it.
+
+    Attributes:
+        group: the group that it is in, or "".
+        files: its directory, then all that is directly in it.
+        record: None where it cannot be believed; *damage* then says why.
+    """
+
+    id: SnapshotId
+    group: str
+    files: tuple[Seen, ...]
+    record: SnapshotRecord | None = None
+    damage: str = ""
+
+    def file(self, name: str) -> Seen | None:
+        """What has that name in its directory."""
+        return next((seen for seen in self.files[1:] if seen.name == name), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSeen:
+    """A group's directory.
+
+    Attributes:
+        files: its directory, then all that is directly in it.
+        members: what its record says; None where that cannot be believed.
+        damage: why not.
+    """
+
+    id: GroupId
+    files: tuple[Seen, ...]
+    members: tuple[SnapshotId, ...] | None = None
+    damage: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoopSeen:
     """A loop device on a file of the pool.
 
@@ -127,7 +165,8 @@ class PoolSeen:
         busy: whether a driver has the pool open, so that what looks unfinished may be under way.
         us: the user that the driver runs as.
         filesystem: the name of the pool's own.
-        names: what is in its top directory; strays: what is in ``volumes`` and cannot be a volume.
+        names: what is in its top directory; strays: what is in ``volumes`` and cannot be a volume, or likewise in
+            ``snapshots`` and ``groups``.
     """
 
     name: str
@@ -142,6 +181,8 @@ class PoolSeen:
     names: tuple[Seen, ...] = ()
     strays: tuple[Seen, ...] = ()
     volumes: tuple[VolumeSeen, ...] = ()
+    snapshots: tuple[SnapshotSeen, ...] = ()
+    groups: tuple[GroupSeen, ...] = ()
     loops: tuple[LoopSeen, ...] = ()
     binds: tuple[BindSeen, ...] = ()
 

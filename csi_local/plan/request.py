@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from csi_local.model.errors import AlreadyExists, InvalidArgument
 from csi_local.model.mount_options import MountOptions, parse_mount_options
 from csi_local.model.parameters import ClassParameters, check_mkfs_options, parse_filesystem
-from csi_local.model.quantity import format_bytes
+from csi_local.model.quantity import Bytes, format_bytes
+from csi_local.model.snapshot import ContentSource
 from csi_local.model.volume import (
     Allocation,
     BackendKind,
@@ -35,12 +36,18 @@ class VolumeRequest:
     capacity: CapacityRange = field(default_factory=CapacityRange)
     capabilities: tuple[Capability, ...] = ()
     parameters: ClassParameters = field(default_factory=ClassParameters)
+    source: ContentSource | None = None
     ephemeral: str = ""
 
     @property
     def id(self) -> VolumeId:
         """The id of the volume asked for."""
         return ephemeral_id(self.name) if self.ephemeral else volume_id(self.name)
+
+    @property
+    def source_text(self) -> str:
+        """What the volume is to be made from, as records have it; "" for nothing."""
+        return str(self.source or "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +63,8 @@ class Shape:
     filesystem: Filesystem | None
 
 
-def shape(parameters: ClassParameters, capabilities: tuple[Capability, ...]) -> Shape:
-    """What kind of volume is asked for.
+def shape(parameters: ClassParameters, capabilities: tuple[Capability, ...], like: VolumeRecord | None = None) -> Shape:
+    """What kind of volume is asked for; one that is made from another is *like* that where nothing is said.
 
     Raises:
         InvalidArgument: the capabilities contradict each other or the parameters, or no local disk can do it.
@@ -71,10 +78,11 @@ def shape(parameters: ClassParameters, capabilities: tuple[Capability, ...]) -> 
             raise InvalidArgument(
                 f"access mode {capability.mode} needs several nodes at once; a local volume is on one node"
             )
-    backend = parameters.backend or BackendKind.LOOPFILE
+    backend = parameters.backend or (like.backend if like else BackendKind.LOOPFILE)
     if block and backend is BackendKind.DIRECTORY:
         raise InvalidArgument("a directory cannot be a raw block device; use backend: loopfile")
-    filesystem = None if block else _filesystem(parameters, capabilities, backend)
+    default = (like.filesystem if like else Filesystem.EXT4) if backend is BackendKind.LOOPFILE else None
+    filesystem = None if block else _filesystem(parameters, capabilities) or default
     if block and parameters.mkfs_options:
         raise InvalidArgument("mkfsOptions make no sense for a raw block device")
     if parameters.mkfs_options and (backend is BackendKind.DIRECTORY or filesystem is None):
@@ -86,15 +94,13 @@ def shape(parameters: ClassParameters, capabilities: tuple[Capability, ...]) -> 
     return Shape(backend=backend, block=block, filesystem=filesystem)
 
 
-def _filesystem(
-    parameters: ClassParameters, capabilities: tuple[Capability, ...], backend: BackendKind
-) -> Filesystem | None:
+def _filesystem(parameters: ClassParameters, capabilities: tuple[Capability, ...]) -> Filesystem | None:
+    """The one that is asked for, if any is."""
     asked = [c.access.fs_type for c in capabilities if isinstance(c.access, MountAccess)]
     wanted = {found for found in (parameters.fs_type, *map(parse_filesystem, asked)) if found}
     if len(wanted) > 1:
         raise InvalidArgument(f"several filesystems are asked for: {', '.join(sorted(map(str, wanted)))}")
-    default = Filesystem.EXT4 if backend is BackendKind.LOOPFILE else None
-    return wanted.pop() if wanted else default
+    return wanted.pop() if wanted else None
 
 
 def _check_mount_options(
@@ -117,19 +123,55 @@ def mount_options(access: MountAccess, filesystem: Filesystem | None, allocation
     return options
 
 
-def new_record(request: VolumeRequest, *, now: int, project: int = 0, sector_size: int = 0) -> VolumeRecord:
-    """The record of a volume that does not exist yet.
+def size_of(request: VolumeRequest, wanted: Shape, like: VolumeRecord | None = None) -> Bytes:
+    """The size that a request gets: at least that of what the volume is made from.
 
     Raises:
-        InvalidArgument, OutOfRange: as :func:`shape` and :func:`sizes.deliverable`.
+        InvalidArgument, OutOfRange: as :func:`sizes.deliverable`.
     """
-    wanted = shape(request.parameters, request.capabilities)
+    asked = request.capacity
+    if like is not None and 0 <= asked.required < like.size:
+        asked = CapacityRange(required=like.size, limit=asked.limit)
+    return sizes.deliverable(asked, sizes.smallest(wanted.backend, wanted.filesystem))
+
+
+def check_like(wanted: Shape, like: VolumeRecord) -> None:
+    """See that a volume of that kind can begin with another's bytes.
+
+    Raises:
+        InvalidArgument: it cannot.
+    """
+    if (wanted.backend, wanted.block) != (like.backend, like.block):
+        is_block, asks_block = (("raw block" if one else "filesystem") for one in (like.block, wanted.block))
+        raise InvalidArgument(
+            f"the source is a {like.backend} volume ({is_block}); a {wanted.backend} volume ({asks_block}) cannot be"
+            " made from it"
+        )
+    if like.backend is BackendKind.LOOPFILE and wanted.filesystem is not like.filesystem:
+        raise InvalidArgument(f"the source's filesystem is {like.filesystem}, not {wanted.filesystem}")
+
+
+def new_record(
+    request: VolumeRequest, *, now: int, project: int = 0, sector_size: int = 0, like: VolumeRecord | None = None
+) -> VolumeRecord:
+    """The record of a volume that does not exist yet, and begins empty, or with the bytes of what it is *like*.
+
+    A volume that is made from one that is formatted is formatted: nothing of it is ever formatted again.
+
+    Raises:
+        InvalidArgument, OutOfRange: as :func:`shape`, :func:`check_like` and :func:`size_of`.
+    """
+    wanted = shape(request.parameters, request.capabilities, like)
     loopfile = wanted.backend is BackendKind.LOOPFILE
     parameters = request.parameters
+    fresh = FormatState.UNFORMATTED if loopfile and not wanted.block else FormatState.NONE
+    if like is not None:
+        check_like(wanted, like)
+        sector_size = max(sector_size, like.sector_size)
     return VolumeRecord(
         id=request.id,
         name=request.name,
-        size=sizes.deliverable(request.capacity, sizes.smallest(wanted.backend, wanted.filesystem)),
+        size=size_of(request, wanted, like),
         backend=wanted.backend,
         block=wanted.block,
         filesystem=wanted.filesystem if loopfile else None,
@@ -141,7 +183,9 @@ def new_record(request: VolumeRequest, *, now: int, project: int = 0, sector_siz
         project=0 if loopfile else project,
         sector_size=sector_size if loopfile else 0,
         created=now,
-        format=FormatState.UNFORMATTED if loopfile and not wanted.block else FormatState.NONE,
+        format=like.format if like else fresh,
+        fs_uuid=like.fs_uuid if like else "",
+        source=request.source_text,
         ephemeral=request.ephemeral,
     )
 
@@ -150,11 +194,13 @@ def check_same(record: VolumeRecord, request: VolumeRequest) -> None:
     """See that a request for a name that exists asks for the volume that exists.
 
     Raises:
-        AlreadyExists: it asks for another size, kind or parameters; the message says which.
+        AlreadyExists: it asks for another size, kind, source or parameters; the message says which.
     """
     if record.adopted:
         raise _differs(record, "kind", f"adopted from {record.adopted}")
-    wanted = shape(request.parameters, request.capabilities)
+    if record.source != request.source_text:
+        raise _differs(record, "source", record.source or "none")
+    wanted = shape(request.parameters, request.capabilities, record if record.source else None)
     limit = request.capacity.limit or record.size
     if not request.capacity.required <= record.size <= limit:
         raise _differs(record, "size", format_bytes(record.size))

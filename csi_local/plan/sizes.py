@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from csi_local.model.errors import InvalidArgument, OutOfRange
 from csi_local.model.observed import Room
-from csi_local.model.pool import PoolSpec
+from csi_local.model.pool import PoolKind, PoolSpec
 from csi_local.model.quantity import GIB, MIB, Bytes, format_bytes, round_up
+from csi_local.model.snapshot import SnapshotRecord
 from csi_local.model.volume import Allocation, BackendKind, CapacityRange, Filesystem, VolumeRecord
 
 GRANULE = 4096
@@ -75,6 +76,8 @@ class Promises:
         directories: to directory volumes, whose blocks are taken as they are written.
         written: of those, what has been written.
         thin: to thin volumes.
+        shared: to snapshots, and to volumes made from something, whose blocks are still others' too: they are gone from
+            the free room only when either is written to.
     """
 
     reserved: int = 0
@@ -82,11 +85,12 @@ class Promises:
     directories: int = 0
     written: int = 0
     thin: int = 0
+    shared: int = 0
 
     @property
     def total(self) -> int:
         """All that was promised."""
-        return self.reserved + self.directories + self.thin
+        return self.reserved + self.directories + self.thin + self.shared
 
 
 def rooms(spec: PoolSpec, seen: Room, promised: Promises, overhead: int = 0) -> tuple[Bytes, Bytes]:
@@ -99,8 +103,9 @@ def rooms(spec: PoolSpec, seen: Room, promised: Promises, overhead: int = 0) -> 
     """
     thin_weight = promised.thin / spec.overcommit
     unwritten = max(0, promised.directories - promised.written)
-    unpromised = seen.total - overhead - promised.reserved - promised.directories - int(thin_weight)
-    free = seen.available - unwritten - promised.pending
+    unpromised = seen.total - overhead - promised.reserved - promised.directories - promised.shared - int(thin_weight)
+    unshared = promised.shared if spec.kind is PoolKind.PATH else 0  # elsewhere the sum of all promises says it exactly
+    free = seen.available - unwritten - promised.pending - unshared
     room = min(unpromised, free) - spec.reserve.of(seen.total)
     room -= room // 256 + MIB  # the filesystem's own bookkeeping of that much more
     whole = max(0, room - room % GRANULE)
@@ -108,12 +113,20 @@ def rooms(spec: PoolSpec, seen: Room, promised: Promises, overhead: int = 0) -> 
     return Bytes(whole), Bytes(thin - thin % GRANULE)
 
 
-def weight(record: VolumeRecord) -> Promises:
-    """What one volume was promised; an adopted directory's bytes are none of the pool's."""
+def weight(record: VolumeRecord, *, shares: bool = False) -> Promises:
+    """What one volume was promised; *shares* where one that is made from something shares blocks with that.
+
+    An adopted directory's bytes are none of the pool's.
+    """
     if record.adopted:
         return Promises()
     if record.backend is BackendKind.DIRECTORY:
         return Promises(directories=record.size)
     if record.allocation is Allocation.THIN:
         return Promises(thin=record.size)
-    return Promises(reserved=record.size)
+    return Promises(shared=record.size) if shares and record.source else Promises(reserved=record.size)
+
+
+def snapshot_weight(record: SnapshotRecord, *, shares: bool) -> Promises:
+    """What one snapshot was promised: that what it held does not have to be given up."""
+    return Promises(shared=record.held) if shares else Promises(reserved=record.held)

@@ -24,8 +24,10 @@ class Readiness(Protocol):
 class Identity:
     """Who this is, what it can do, and whether it is ready."""
 
-    def __init__(self, readiness: Readiness) -> None:
+    def __init__(self, readiness: Readiness, *, groups: bool = False) -> None:
+        """*groups* says that there is a group controller service."""
         self._readiness = readiness
+        self._groups = groups
 
     def GetPluginInfo(  # noqa: N802 (the protocol's name; likewise below)
         self, _request: csi_pb2.GetPluginInfoRequest, _context: Context
@@ -36,8 +38,9 @@ class Identity:
     def GetPluginCapabilities(  # noqa: N802
         self, _request: csi_pb2.GetPluginCapabilitiesRequest, _context: Context
     ) -> csi_pb2.GetPluginCapabilitiesResponse:
-        """A controller service, volumes that are on one node, growth online."""
-        services = (_Service.CONTROLLER_SERVICE, _Service.VOLUME_ACCESSIBILITY_CONSTRAINTS)
+        """Controller services, volumes that are on one node, growth online."""
+        services = [_Service.CONTROLLER_SERVICE, _Service.VOLUME_ACCESSIBILITY_CONSTRAINTS]
+        services += [_Service.GROUP_CONTROLLER_SERVICE] if self._groups else []
         online = csi_pb2.PluginCapability(volume_expansion=_Expansion(type=_Expansion.ONLINE))
         return csi_pb2.GetPluginCapabilitiesResponse(
             capabilities=[

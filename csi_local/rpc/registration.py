@@ -121,7 +121,7 @@ class Registration:
 
     def _withdraw(self) -> None:
         if self._server is not None:
-            self._server.stop(None)
+            self._server.stop(None).wait()  # while it goes it removes what is at the path that it was bound to
             self._server = None
         if self._is_ours():
             with suppress(OSError):

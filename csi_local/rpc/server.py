@@ -17,6 +17,7 @@ from csi_local._proto import csi_pb2
 from csi_local.model.errors import Busy, InvalidArgument, Unavailable
 from csi_local.rpc.boundary import Observe, decoder, guarded, unobserved
 from csi_local.rpc.controller import Controller
+from csi_local.rpc.group import GroupController
 from csi_local.rpc.identity import Identity
 from csi_local.rpc.node import Node
 
@@ -24,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 WORKERS = 64
 """Threads at most; each is made when it is first needed. A request that waits for its volume's turn occupies one."""
+
+Service = Identity | Controller | GroupController | Node
 
 _GRACE_S = 8.0
 _MAX_SOCKET_PATH = 107
@@ -50,7 +53,7 @@ class Server:
     def __init__(
         self,
         endpoint: str,
-        services: Sequence[Identity | Controller | Node],
+        services: Sequence[Service],
         observe: Observe = unobserved,
         *,
         workers: int = WORKERS,
@@ -142,7 +145,7 @@ def _clear(path: str) -> None:
     raise Busy(f"another server listens on {path}")
 
 
-def _handlers(service: Identity | Controller | Node, observe: Observe) -> grpc.GenericRpcHandler:
+def _handlers(service: Service, observe: Observe) -> grpc.GenericRpcHandler:
     """Handlers for the RPCs that *service* has; gRPC answers UNIMPLEMENTED for the others."""
     descriptor = csi_pb2.DESCRIPTOR.services_by_name[type(service).__name__]
     handlers: dict[str, grpc.RpcMethodHandler[Message, Message]] = {}

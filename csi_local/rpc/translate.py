@@ -11,8 +11,10 @@ from csi_local.engine.api import VolumeView
 from csi_local.model.accessibility import Accessibility
 from csi_local.model.errors import Busy, InvalidArgument, NotFound
 from csi_local.model.parameters import EPHEMERAL, parse_ephemeral, parse_parameters
+from csi_local.model.snapshot import SourceKind, parse_source
 from csi_local.model.volume import AccessMode, BlockAccess, Capability, CapacityRange, MountAccess
 from csi_local.plan.request import VolumeRequest
+from csi_local.rpc import snapshots
 
 TOPOLOGY_KEY = "topology.csi-local.io/node"
 _Mode = csi_pb2.VolumeCapability.AccessMode.Mode
@@ -127,8 +129,6 @@ def create_request(message: csi_pb2.CreateVolumeRequest) -> VolumeRequest:
     """
     if not message.name:
         raise InvalidArgument("name is missing")
-    if message.HasField("volume_content_source"):
-        raise InvalidArgument("volumes from snapshots or other volumes are not in this version")
     if message.mutable_parameters:
         raise InvalidArgument(f"unknown mutable parameter {min(message.mutable_parameters)!r}; there are none")
     return VolumeRequest(
@@ -136,6 +136,9 @@ def create_request(message: csi_pb2.CreateVolumeRequest) -> VolumeRequest:
         capacity=capacity_range(message.capacity_range),
         capabilities=capabilities(message.volume_capabilities),
         parameters=parse_parameters(dict(message.parameters)),
+        source=snapshots.content_source(message.volume_content_source)
+        if message.HasField("volume_content_source")
+        else None,
     )
 
 
@@ -201,6 +204,11 @@ def volume(view: VolumeView) -> csi_pb2.Volume:
     if view.record is not None:
         message.capacity_bytes = view.record.size
         message.volume_context.update(context(view))
+        source = parse_source(view.record.source)
+        if source is not None and source.kind is SourceKind.SNAPSHOT:
+            message.content_source.snapshot.snapshot_id = source.id
+        elif source is not None:
+            message.content_source.volume.volume_id = source.id
     return message
 
 

@@ -8,18 +8,23 @@
       volumes/<id>/data/        a directory volume's files
       volumes/<id>/data         of an adopted directory: a symbolic link to it, wherever it is
       volumes/<id>/disk.img     a loopfile volume's bytes
-      snapshots/                (later)
+      snapshots/<id>/           snapshot.json, and data/ or disk.img as the volume had it
+      groups/<id>/group.json    snapshots of one moment,
+      groups/<id>/<snapshot>/   and each of them, as above: so a group begins and ends whole
       .new-<id>/                being made; renamed into volumes/ as the commit; swept at start
+      .new-snapshot:<id>/       likewise; .new-group:<id>/ too
       .trash-<id>.<n>/          being removed; renamed away as the commit; swept in the background
       .probe-<n>/               what abilities are tried out in; swept at start
 """
 
 from dataclasses import dataclass
 
+from csi_local.model.snapshot import GroupId, SnapshotId
 from csi_local.model.volume import VolumeId
 
 POOL_FILE = "pool.json"
-RECORD_FILE = "volume.json"
+RECORD_FILE, SNAPSHOT_FILE, GROUP_FILE = "volume.json", "snapshot.json", "group.json"
+DATA, IMAGE = "data", "disk.img"
 NEW, TRASH, PROBE = ".new-", ".trash-", ".probe-"
 LAYOUT_VERSION = 1
 """The version of this arrangement of files, in pool.json."""
@@ -51,19 +56,49 @@ class Layout:
 
     def data(self, volume: VolumeId) -> str:
         """A directory volume's files."""
-        return f"{self.volume(volume)}/data"
+        return f"{self.volume(volume)}/{DATA}"
 
     def image(self, volume: VolumeId) -> str:
         """A loopfile volume's bytes."""
-        return f"{self.volume(volume)}/disk.img"
+        return f"{self.volume(volume)}/{IMAGE}"
+
+    @property
+    def snapshots(self) -> str:
+        """The directory whose entries are the snapshots that exist."""
+        return f"{self.root}/snapshots"
+
+    def snapshot(self, snapshot: SnapshotId) -> str:
+        """A snapshot's directory."""
+        return f"{self.snapshots}/{snapshot}"
+
+    @property
+    def groups(self) -> str:
+        """The directory whose entries are the groups that exist."""
+        return f"{self.root}/groups"
+
+    def group(self, group: GroupId) -> str:
+        """A group's directory."""
+        return f"{self.groups}/{group}"
+
+    def member(self, group: GroupId, snapshot: SnapshotId) -> str:
+        """The directory of a snapshot that was taken with a group."""
+        return f"{self.group(group)}/{snapshot}"
 
     def new(self, volume: VolumeId) -> str:
         """Where a volume is made before it exists."""
         return f"{self.root}/{NEW}{volume}"
 
-    def trash(self, volume: VolumeId, number: int) -> str:
-        """Where a volume that no longer exists waits for its removal."""
-        return f"{self.root}/{TRASH}{volume}.{number}"
+    def new_snapshot(self, snapshot: SnapshotId) -> str:
+        """Where a snapshot is made before it exists. No volume's id holds a colon."""
+        return f"{self.root}/{NEW}snapshot:{snapshot}"
+
+    def new_group(self, group: GroupId) -> str:
+        """Where a group's record is made before the group exists."""
+        return f"{self.root}/{NEW}group:{group}"
+
+    def trash(self, name: str, number: int) -> str:
+        """Where what no longer exists waits for its removal: a volume by its id, others by ``<kind>:<id>``."""
+        return f"{self.root}/{TRASH}{name}.{number}"
 
 
 def is_leftover(name: str) -> bool:

@@ -11,6 +11,7 @@ from csi_local.model.pool import PoolKind
 from csi_local.model.volume import VolumeId, VolumeRecord, stored_id
 from csi_local.store.layout import LAYOUT_VERSION, Layout, is_leftover
 from csi_local.store.records import decode, encode
+from csi_local.store.snapshot_store import SnapshotStore
 
 
 class PoolStore:
@@ -18,6 +19,7 @@ class PoolStore:
 
     def __init__(self, host: Host, root: str) -> None:
         self.layout = Layout(root)
+        self.snapshots = SnapshotStore(host, self.layout)
         self._host = host
         self._trash_numbers = itertools.count(1)
 
@@ -93,8 +95,8 @@ class PoolStore:
         """Paths of everything half made or half removed."""
         return [f"{self.layout.root}/{name}" for name in self._host.list_dir(self.layout.root) if is_leftover(name)]
 
-    def unused_trash(self, volume: VolumeId) -> str:
-        """A path in the pool that is free for a volume on its way out."""
-        while self._host.stat(path := self.layout.trash(volume, next(self._trash_numbers))) is not None:
+    def unused_trash(self, name: str) -> str:
+        """A path in the pool that is free for a volume, or ``<kind>:<id>``, on its way out."""
+        while self._host.stat(path := self.layout.trash(name, next(self._trash_numbers))) is not None:
             continue
         return path

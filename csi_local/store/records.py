@@ -3,6 +3,7 @@
 ::
 
     {"layout": 2, "sha256": "<of the canonical volume object>", "volume": {…}}
+    {"layout": 2, "sha256": "<of the canonical snapshot object>", "snapshot": {…, "volume": {…}}}
 
 A record that does not parse, fails its checksum, speaks of another volume, or comes from a newer version is
 :class:`DamagedRecord`: that one volume is unavailable, and nothing is overwritten.
@@ -12,10 +13,11 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from csi_local.model.errors import DamagedRecord
 from csi_local.model.quantity import Bytes
+from csi_local.model.snapshot import GroupId, GroupRecord, SnapshotId, SnapshotRecord
 from csi_local.model.volume import (
     Allocation,
     BackendKind,
@@ -31,15 +33,21 @@ LAYOUT = 2
 
 Fields = dict[str, Any]
 MIGRATIONS: Mapping[int, Callable[[Fields], Fields]] = {
-    1: lambda volume: {"ephemeral": "", "adopted": "", "adopted_inode": 0, "adopted_born": 0, **volume},
+    1: lambda volume: {"ephemeral": "", "adopted": "", "adopted_inode": 0, "adopted_born": 0, "source": "", **volume},
 }
-"""From each older layout version to the next; a change of layout adds one."""
+"""From each older layout version of a volume's record to the next; a change of layout adds one."""
 
 
 def _whole(number: object) -> Bytes:
     if not isinstance(number, int) or isinstance(number, bool) or number < 0:
         raise ValueError(number)
     return Bytes(number)
+
+
+def _members(value: object) -> tuple[SnapshotId, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise TypeError(value)
+    return tuple(SnapshotId(one) for one in value)
 
 
 _READERS: Mapping[str, Callable[[Any], object]] = {
@@ -52,15 +60,44 @@ _READERS: Mapping[str, Callable[[Any], object]] = {
     "format": FormatState,
     "mkfs_options": tuple,
 }
-_FIELDS = {field.name: field.type for field in dataclasses.fields(VolumeRecord)}
+_SNAPSHOT_READERS: Mapping[str, Callable[[Any], object]] = {"id": SnapshotId, "held": _whole, "created": _whole}
+_GROUP_READERS: Mapping[str, Callable[[Any], object]] = {"id": GroupId, "created": _whole, "members": _members}
 _PLAIN: Mapping[object, type] = {bool: bool, int: int, str: str}
+_Kind = VolumeRecord | SnapshotRecord | GroupRecord
+_T = TypeVar("_T", bound=_Kind)
 
 
-def encode(record: VolumeRecord) -> bytes:
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Format(Generic[_T]):
+    """How one kind of record is written: under which word, and how its fields are read."""
+
+    word: str
+    kind: type[_T]
+    readers: Mapping[str, Callable[[Any], object]]
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return f"{self.word}.json"
+
+
+_VOLUME = _Format(word="volume", kind=VolumeRecord, readers=_READERS)
+_SNAPSHOT = _Format(word="snapshot", kind=SnapshotRecord, readers=_SNAPSHOT_READERS)
+_GROUP = _Format(word="group", kind=GroupRecord, readers=_GROUP_READERS)
+_WORDS: Mapping[type, str] = {one.kind: one.word for one in (_VOLUME, _SNAPSHOT, _GROUP)}
+
+
+def encode(record: _Kind) -> bytes:
     """The bytes of *record*."""
-    canonical = _canonical({name: getattr(record, name) for name in _FIELDS})
+    canonical = _canonical(_fields(record))
     checksum = hashlib.sha256(canonical).hexdigest().encode()
-    return b'{"layout":%d,"sha256":"%s","volume":%s}\n' % (LAYOUT, checksum, canonical)
+    word = _WORDS[type(record)].encode()
+    return b'{"layout":%d,"sha256":"%s","%s":%s}\n' % (LAYOUT, checksum, word, canonical)
+
+
+def _fields(record: _Kind) -> Fields:
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    return {name: _fields(value) if isinstance(value, VolumeRecord) else value for name, value in values.items()}
 
 
 def decode(data: bytes, expected: VolumeId) -> VolumeRecord:
@@ -69,45 +106,73 @@ def decode(data: bytes, expected: VolumeId) -> VolumeRecord:
     Raises:
         DamagedRecord: it is not; the message says in what way.
     """
+    return _decode(data, expected, _VOLUME)
+
+
+def decode_snapshot(data: bytes, expected: SnapshotId) -> SnapshotRecord:
+    """The record in *data*, which must be of the snapshot *expected*.
+
+    Raises:
+        DamagedRecord: it is not; the message says in what way.
+    """
+    return _decode(data, expected, _SNAPSHOT)
+
+
+def decode_group(data: bytes, expected: GroupId) -> GroupRecord:
+    """The record in *data*, which must be of the group *expected*.
+
+    Raises:
+        DamagedRecord: it is not; the message says in what way.
+    """
+    return _decode(data, expected, _GROUP)
+
+
+def _decode(data: bytes, expected: str, form: _Format[_T]) -> _T:
     try:
         document = json.loads(data)
-        layout, checksum, volume = document["layout"], document["sha256"], document["volume"]
+        layout, checksum, fields = document["layout"], document["sha256"], document[form.word]
     except (ValueError, KeyError, TypeError, RecursionError):
         what = "is empty" if not data.strip() else "cannot be parsed"
-        raise _damaged(expected, what) from None
-    if not isinstance(layout, int) or layout < 1 or not isinstance(volume, dict):
-        raise _damaged(expected, "has the wrong shape")
+        raise _damaged(expected, what, form) from None
+    if not isinstance(layout, int) or layout < 1 or not isinstance(fields, dict):
+        raise _damaged(expected, "has the wrong shape", form)
     if layout > LAYOUT:
-        raise _damaged(expected, f"has layout {layout}, newer than this version's {LAYOUT}: upgrade the driver")
-    if checksum != hashlib.sha256(_canonical(volume)).hexdigest():
-        raise _damaged(expected, "does not match its checksum")
-    while layout < LAYOUT:
-        volume, layout = MIGRATIONS[layout](volume), layout + 1
-    record = _record(volume, expected)
+        newer = f"has layout {layout}, newer than this version's {LAYOUT}: upgrade the driver"
+        raise _damaged(expected, newer, form)
+    if checksum != hashlib.sha256(_canonical(fields)).hexdigest():
+        raise _damaged(expected, "does not match its checksum", form)
+    try:
+        record = _record(fields, layout, form)
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise _damaged(expected, "lacks a field, or has one that makes no sense", form) from None
     if record.id != expected:
-        raise _damaged(expected, f"is that of {record.id!r}")
+        raise _damaged(expected, f"is that of {record.id!r}", form)
     return record
 
 
-def _record(volume: Fields, expected: VolumeId) -> VolumeRecord:
+def _record(fields: Fields, layout: int, form: _Format[_T]) -> _T:
+    """A record from its fields; its volume's, or those in its volume, may be of an older layout."""
+    for version in range(layout, LAYOUT) if form.kind is VolumeRecord else ():
+        fields = MIGRATIONS[version](fields)
     values: Fields = {}
-    try:
-        for name in _FIELDS:
-            value = volume[name]
-            values[name] = _READERS[name](value) if name in _READERS else value
-    except (KeyError, ValueError, TypeError):
-        raise _damaged(expected, "lacks a field, or has one that makes no sense") from None
-    if any(kind in _PLAIN and not isinstance(values[name], _PLAIN[kind]) for name, kind in _FIELDS.items()):
-        raise _damaged(expected, "has a field of the wrong kind")
-    return VolumeRecord(**values)
+    for field in dataclasses.fields(form.kind):
+        value = fields[field.name]
+        if field.type is VolumeRecord:
+            values[field.name] = _record(value, layout, _VOLUME)
+            continue
+        values[field.name] = form.readers[field.name](value) if field.name in form.readers else value
+        if field.type in _PLAIN and not isinstance(values[field.name], _PLAIN[field.type]):
+            raise TypeError(field.name)
+    return form.kind(**values)
 
 
-def _canonical(volume: Fields) -> bytes:
-    return json.dumps(volume, sort_keys=True, separators=(",", ":"), default=dict).encode()
+def _canonical(fields: Fields) -> bytes:
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"), default=dict).encode()
 
 
-def _damaged(volume: VolumeId, what: str) -> DamagedRecord:
+def _damaged(identifier: str, what: str, form: _Format[_T]) -> DamagedRecord:
+    word = form.word
     return DamagedRecord(
-        f"volume {volume!r}: its record {what}; the volume is left as it is. Restore volume.json from a"
-        " backup, or move the volume's directory out of the pool after saving its data"
+        f"{word} {identifier!r}: its record {what}; the {word} is left as it is. Restore {form.file} from a"
+        f" backup, or move the {word}'s directory out of the pool after saving its data"
     )

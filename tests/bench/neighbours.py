@@ -87,7 +87,7 @@ class _Samples:
 Results = dict[str, Delay]
 
 
-class _Small:
+class Small:
     """Somebody else's small volumes, made and deleted one after the other until told to stop."""
 
     def __init__(self, root: Path) -> None:
@@ -123,7 +123,7 @@ class _Small:
 def measure(settings: Settings) -> Results:
     """Measure each long operation, with the two comparisons, in alternating rounds."""
     with serving(kinds.pool("xfs", POOL, "thin")) as driver:
-        bench = _Bench(driver, _Small(driver.root), settings)
+        bench = _Bench(driver, Small(driver.root), settings)
         longs = {
             f"first stage of an ext4 of {settings.gib} GiB, slow mkfs": bench.mkfs,
             f"publish to a group, {settings.files} files": bench.group,
@@ -154,7 +154,7 @@ def _delay(name: str, run: Callable[[_Samples], None], settings: Settings) -> De
 class _Bench:
     """One round of each long operation: quiet, by the driver, by programs."""
 
-    def __init__(self, driver: Driver, small: _Small, settings: Settings) -> None:
+    def __init__(self, driver: Driver, small: Small, settings: Settings) -> None:
         self._driver = driver
         self._small = small
         self._settings = settings

@@ -9,7 +9,7 @@ from tabulate import tabulate
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tests.bench import disks, lifecycles, neighbours, population
+    from tests.bench import disks, lifecycles, neighbours, population, snapshots
     from tests.bench.numbers import Summary
     from tests.bench.process import Memory
 
@@ -108,6 +108,35 @@ def _neighbours(results: neighbours.Results) -> list[str]:
     return [table(rows, *headers)]
 
 
+def _snapshots(results: snapshots.Results) -> list[str]:
+    loops = table(
+        (
+            (name, *_both(one["unused"]), *_both(one["written"]), one["stall"], one["stall_quiet"])
+            for name, one in results["loops"].items()
+        ),
+        *("snapshot of", "unused p50 ms", "p99", "written to p50 ms", "p99", "longest write ms", "without snapshots"),
+    )
+    trees = table(
+        (
+            (name, *_both(one["snapshot"]), *_both(one["restore"]), *_both(one["clone"]))
+            for name, one in results["trees"].items()
+        ),
+        *("200 MiB, 2,000 files", "snapshot p50 ms", "p99", "restore p50 ms", "p99", "clone p50 ms", "p99"),
+    )
+    others = table(
+        (
+            (name, *_both(one["quiet"]), *_both(one["meanwhile"]), one["meanwhile"]["max"])
+            for name, one in results["others"].items()
+        ),
+        *("other volumes beside", "quiet p50 ms", "p99", "meanwhile p50 ms", "p99", "max"),
+    )
+    return [loops, trees, others]
+
+
+def _both(seen: Summary) -> tuple[float, float]:
+    return seen["p50"], seen["p99"]
+
+
 def _disks(results: disks.Results) -> list[str]:
     found = []
     for kind, by_workload in results.items():
@@ -128,5 +157,6 @@ _TABLES: dict[str, Any] = {
     "lifecycles": _lifecycles,
     "population": _population,
     "neighbours": _neighbours,
+    "snapshots": _snapshots,
     "fio": _disks,
 }

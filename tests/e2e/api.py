@@ -33,6 +33,7 @@ GROUPS = {
     "CSIStorageCapacity": "storage.k8s.io/v1",
     "LocalVolume": "csi-local.io/v1alpha1",
     "LocalPool": "csi-local.io/v1alpha1",
+    "LocalSnapshot": "csi-local.io/v1alpha1",
     "Lease": "coordination.k8s.io/v1",
 }
 """The API version of each kind; of what is not here it is v1."""

@@ -19,7 +19,7 @@ CHART = ROOT / "deploy/chart/csi-local"
 NAMESPACE = "csi-local"
 DRIVER = "csi-local.io"
 TOPOLOGY_KEY = "topology.csi-local.io/node"
-INSTALL_SECONDS = 120
+INSTALL_SECONDS = 60
 IMAGE_SECONDS = 600.0
 FSTYPE = "csi.storage.k8s.io/fstype"
 
@@ -81,13 +81,18 @@ def install(cluster: Cluster) -> None:
     argv = (cluster.programs / "helm", "upgrade", "--install", "csi-local", CHART, "--values", values)
     try:
         run(*argv, *where, "--create-namespace", *wait, seconds=INSTALL_SECONDS + 30.0)
-    except AssertionError as error:
-        raise AssertionError(f"{error}\n{_why_not(cluster)}") from error
+    except AssertionError:
+        collect(cluster)
+        raise
 
 
-def _why_not(cluster: Cluster) -> str:
-    pods = cluster.api.list("Pod", NAMESPACE)
-    containers = [status for pod in pods for status in pod["status"].get("containerStatuses", ())]
-    waiting = [f"{status['name']}: {status['state']}" for status in containers if not status["ready"]]
-    events = [event["message"] for event in cluster.api.list("Event", NAMESPACE) if event["type"] == "Warning"]
-    return "\n".join([*waiting, *events])
+def collect(cluster: Cluster) -> None:
+    """Write what the driver's pods say, and what Kubernetes says of them, beside the other logs."""
+    kubectl = (cluster.programs / "kubectl", "--kubeconfig", cluster.kubeconfig, "--namespace", NAMESPACE)
+    pods = run(*kubectl, "get", "pods", "--output", "name").split()
+    words = [("describe", "pods"), ("get", "events")]
+    words += [("logs", pod, "--all-containers", "--prefix", *more) for pod in pods for more in ((), ("--previous",))]
+    with (cluster.folder / "logs/csi-local.log").open("w", encoding="utf-8") as log:
+        for one in words:
+            done = subprocess.run([*kubectl, *one], capture_output=True, text=True, check=False, timeout=60)
+            log.write(f"--- {' '.join(one)}\n{done.stdout}{done.stderr}\n")

@@ -63,7 +63,7 @@ class Calls:
         """Forget what was planned and has not happened."""
         self._planned.clear()
 
-    def freeze(self) -> None:
+    def end_here(self) -> None:
         """Let every call from now on raise `Crash`, so that what a dead process would not do is not done."""
         self.frozen = True
 
@@ -84,7 +84,7 @@ class Calls:
     def _happen(self, planned: _Planned, name: str) -> None:
         if planned.error is not None:
             raise SyscallFailed(f"{name} (as planned by the test)", planned.error)
-        self.freeze()
+        self.end_here()
         raise Crash(name)
 
 

@@ -49,6 +49,8 @@ def _wrong(schema: Mapping[str, Any], value: Any, path: str) -> str:  # noqa: AN
         return f"{path}: {value!r} is none of {schema['enum']}"
     if isinstance(value, str) and not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", 1 << 30):
         return f"{path}: {value!r} is too short or too long"
+    if isinstance(value, int) and not schema.get("minimum", value) <= value <= schema.get("maximum", value):
+        return f"{path}: {value!r} is too little or too much"
     if isinstance(value, dict):
         return _wrong_object(schema, value, path)
     if isinstance(value, list):

@@ -36,6 +36,8 @@ class Node:
 
     Attributes:
         subvolume: its own device number, where it is the top of a subvolume.
+        shared: of what is allocated, what it has from a clone; the source's is taken to stay.
+        read_only: whether it is a snapshot that nobody may write to; nothing looks at that.
         held: the filesystem on it, where it is an image or a disk.
         dirty: offset of a byte that is not zero and no filesystem's, where it is an image or a disk.
         last_path: where it was in its filesystem, if it was removed.
@@ -53,10 +55,12 @@ class Node:
     data: bytes = b""
     size: int = 0
     allocated: int = 0
+    shared: int = 0
     special: int = 0
     link: str = ""
     project: int = 0
     subvolume: int = 0
+    read_only: bool = False
     limit: int = 0
     held: FakeFilesystem | None = None
     dirty: int | None = None
@@ -162,8 +166,8 @@ class FakeFilesystem:
         for one in node.below():
             one.last_path = "/" + "/".join(reversed([above.name for above in one.ancestors() if above.parent]))
             one.subvolume = one.device
-            self.used -= one.allocated
-            one.allocated = 0
+            self.used -= one.allocated - one.shared
+            one.allocated = one.shared = 0
         if node.parent is not None:
             del node.parent.children[node.name]
             node.parent = None
@@ -180,8 +184,10 @@ class FakeFilesystem:
         if more > 0:
             self._check_limits(node, more, what)
             self._draw(more, what)
+        own = node.allocated - node.shared
         node.allocated += more
-        self.used += more
+        node.shared = min(node.shared, node.allocated)
+        self.used += node.allocated - node.shared - own
 
     def _check_limits(self, node: Node, more: int, what: str) -> None:
         limit = self.limits.get(node.project, 0) if self.projects and node.project else 0

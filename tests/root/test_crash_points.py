@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from csi_local._proto import csi_pb2 as csi
     from tests.client import Volume
     from tests.conftest import Start
     from tests.driver import Driver
@@ -32,21 +33,38 @@ pytestmark = pytest.mark.root
 
 SETTING = "CSI_LOCAL_CRASH_POINT"
 DATA = b"precious" * 512
-GROWTH = {"directory": 16 * MIB, "loopfile-ext4": 16 * MIB, "loopfile-xfs": 64 * MIB, "loopfile-block": 16 * MIB}
-SIZE = {"directory": 16 * MIB, "loopfile-ext4": 32 * MIB, "loopfile-xfs": 300 * MIB, "loopfile-block": 16 * MIB}
+GROWTH = {
+    "directory": 16 * MIB,
+    "directory-xfs": 16 * MIB,
+    "loopfile-ext4": 16 * MIB,
+    "loopfile-xfs": 64 * MIB,
+    "loopfile-block": 16 * MIB,
+}
+SIZE = {
+    "directory": 16 * MIB,
+    "directory-xfs": 16 * MIB,
+    "loopfile-ext4": 32 * MIB,
+    "loopfile-xfs": 300 * MIB,
+    "loopfile-block": 16 * MIB,
+}
 STEADY_EXT4 = replace(EXT4, params={**EXT4.params, "mkfsOptions": "-E lazy_itable_init=0"})
 """Without that the kernel zeroes the inode tables seconds later, which takes blocks away from the image; staging
 reserves them again, and so has other points in a slow life than in a quick one."""
 
+TREE = Kind(name="directory-xfs", params={"backend": "directory", "quota": "advisory"})
+"""A directory that is copied file by file."""
+
+_COPIES = {"snapshot", "restore", "clone", "delete snapshot", "group", "delete group"}
 LEAST = {
-    "directory": {"create", "stage", "publish", "expand", "unpublish", "unstage", "delete"},
-    "loopfile-ext4": {"create", "stage", "stage later", "node-expand", "delete"},
+    "directory": {"create", "stage", "publish", "expand", "unpublish", "unstage", "delete"} | _COPIES - {"clone"},
+    "directory-xfs": {"snapshot", "restore"},
+    "loopfile-ext4": {"create", "stage", "stage later", "node-expand", "delete"} | _COPIES,
     "loopfile-xfs": {"stage", "stage later", "stage larger", "node-expand"},
-    "loopfile-block": {"create", "stage", "publish", "publish read-only", "unpublish read-only", "delete"},
+    "loopfile-block": {"create", "stage", "publish", "publish read-only", "unpublish read-only", "delete"} | _COPIES,
 }
 """Steps that must have points, so that a renamed setting cannot make this test vain."""
 
-ONLY = {"loopfile-xfs": LEAST["loopfile-xfs"]}
+ONLY = {"loopfile-xfs": LEAST["loopfile-xfs"], "directory-xfs": LEAST["directory-xfs"]}
 """The other steps of this kind pass the very operations that another kind's do."""
 
 
@@ -67,6 +85,8 @@ class Life:
         self.kind = kind
         self.size = SIZE[kind.name]
         self.volume: Volume | None = None
+        self.copied: Volume | None = None
+        self.taken: csi.Snapshot | None = None
 
     def steps(self) -> list[Step]:
         """Return all that a CO asks for in the life of a volume."""
@@ -76,6 +96,7 @@ class Life:
             Step(name="publish", act=self._publish, check=self._write),
             Step(name="expand", act=partial(self._expand, 1)),
             Step(name="node-expand", act=self._node_expand, check=self._read),
+            *self._copies(),
             Step(name="unpublish", act=partial(self._unpublish, "target")),
             Step(name="publish read-only", act=self._publish_read_only),
             Step(name="unpublish read-only", act=partial(self._unpublish, "read-only")),
@@ -89,6 +110,55 @@ class Life:
             Step(name="unstage again", act=self._unstage),
             Step(name="delete", act=self._delete),
         ]
+
+    def _copies(self) -> list[Step]:
+        """Return what is asked of a volume in use that concerns copies of it."""
+        return [
+            Step(name="snapshot", act=self._snapshot),
+            Step(name="restore", act=self._restore),
+            Step(name="stage restored", act=lambda: self.driver.stage(self.copy)),
+            Step(name="publish restored", act=lambda: self.driver.publish(self.copy), check=self._read_copy),
+            Step(name="unpublish restored", act=lambda: self.driver.unpublish(self.copy)),
+            Step(name="unstage restored", act=lambda: self.driver.unstage(self.copy)),
+            Step(name="delete restored", act=lambda: self.driver.delete(self.copy)),
+            Step(name="delete snapshot", act=self._delete_snapshot),
+            Step(name="clone", act=self._clone),
+            Step(name="delete clone", act=lambda: self.driver.delete(self.copy)),
+            Step(name="group", act=lambda: self.driver.snapshot_group("group", self.made)),
+            Step(name="delete group", act=self._delete_group),
+        ]
+
+    @property
+    def copy(self) -> Volume:
+        """The volume made from it, which must have been created."""
+        assert self.copied is not None
+        return self.copied
+
+    def _snapshot(self) -> None:
+        self.taken = self.driver.snapshot(self.made, "daily")
+        assert self.taken.ready_to_use
+        assert self.driver.snapshots() == [self.taken]
+
+    def _restore(self) -> None:
+        mode = Mode.SINGLE_NODE_MULTI_WRITER
+        self.copied = self.kind.create(self.driver, name="restored", mode=mode, source=self.taken)
+
+    def _clone(self) -> None:
+        mode = Mode.SINGLE_NODE_MULTI_WRITER
+        self.copied = self.kind.create(self.driver, name="cloned", mode=mode, source=self.made)
+
+    def _read_copy(self) -> None:
+        assert observe.get(self.driver.target_path(self.copy), len(DATA)) == DATA
+        observe.put(self.driver.target_path(self.made), DATA)  # nothing is frozen
+
+    def _delete_snapshot(self) -> None:
+        assert self.taken is not None
+        self.driver.delete_snapshot(self.taken)
+        assert self.driver.snapshots() == []
+
+    def _delete_group(self) -> None:
+        self.driver.delete_group("group")
+        assert self.driver.snapshots() == []
 
     @property
     def made(self) -> Volume:
@@ -146,12 +216,38 @@ class Life:
         assert self.driver.volumes() == []
 
 
-def traced(driver: Driver, kind: Kind, file: Path) -> dict[str, list[str]]:
+class FarLife(Life):
+    """A volume whose pool cannot share blocks, so that everything is copied in the background."""
+
+    def steps(self) -> list[Step]:
+        """Return what is asked of it."""
+        return [
+            Step(name="create", act=self._create),
+            Step(name="stage", act=self._stage),
+            Step(name="publish", act=self._publish, check=self._write),
+            Step(name="unpublish", act=partial(self._unpublish, "target")),
+            Step(name="unstage", act=self._unstage),
+            Step(name="snapshot", act=self._snapshot),
+            Step(name="restore", act=self._restore),
+            Step(name="stage restored", act=lambda: self.driver.stage(self.copy)),
+            Step(name="publish restored", act=lambda: self.driver.publish(self.copy), check=self._read_copy),
+            Step(name="unpublish restored", act=lambda: self.driver.unpublish(self.copy)),
+            Step(name="unstage restored", act=lambda: self.driver.unstage(self.copy)),
+            Step(name="delete restored", act=lambda: self.driver.delete(self.copy)),
+            Step(name="delete snapshot", act=self._delete_snapshot),
+            Step(name="delete", act=self._delete),
+        ]
+
+    def _read_copy(self) -> None:
+        assert observe.get(self.driver.target_path(self.copy), len(DATA)) == DATA
+
+
+def traced(driver: Driver, kind: Kind, file: Path, life: type[Life] = Life) -> dict[str, list[str]]:
     """Live a life, and return the points that each step passes."""
     points: dict[str, list[str]] = {}
     restart(driver, f"trace:{file}")
     before = 0
-    for step in Life(driver, kind).steps():
+    for step in life(driver, kind).steps():
         step.act()
         step.check()
         lines = file.read_text().splitlines() if file.exists() else []
@@ -161,10 +257,13 @@ def traced(driver: Driver, kind: Kind, file: Path) -> dict[str, list[str]]:
 
 
 def worth_dying_at(points: Mapping[str, list[str]], kind: Kind) -> dict[str, list[str]]:
-    """Leave out the steps that pass the very points that an earlier one passed; a read-only device is another one."""
+    """Leave out the steps that pass the very points that an earlier one passed; a read-only device is another one.
+
+    A copy's own life is as the volume's, which is what dies.
+    """
     first: dict[object, str] = {}
     for name, found in points.items():
-        if found and name in ONLY.get(kind.name, points):
+        if found and name in ONLY.get(kind.name, points) and not name.endswith((" restored", " clone")):
             first.setdefault((*found, kind.block and name.endswith("read-only")), name)
     return {name: points[name] for name in first.values()}
 
@@ -177,11 +276,11 @@ def restart(driver: Driver, setting: str) -> None:
     driver.start()
 
 
-def live_and_die(driver: Driver, kind: Kind, deaths: Mapping[str, str]) -> None:
+def live_and_die(driver: Driver, kind: Kind, deaths: Mapping[str, str], life: type[Life] = Life) -> None:
     """Live a life in which each step of *deaths* dies at that point."""
     again: Callable[[], object] = lambda: None  # noqa: E731 (nothing, before the first death)
     restart(driver, "")
-    for step in Life(driver, kind).steps():
+    for step in life(driver, kind).steps():
         point = deaths.get(step.name)
         if point is not None:
             restart(driver, f"kill:{point}")
@@ -209,7 +308,7 @@ def repeat(step: Step, point: str) -> None:
         raise AssertionError(f"{step.name}, again after it died at {point}: {error}") from error
 
 
-@pytest.mark.parametrize("kind", [DIRECTORY, STEADY_EXT4, XFS, BLOCK], ids=str)
+@pytest.mark.parametrize("kind", [DIRECTORY, TREE, STEADY_EXT4, XFS, BLOCK], ids=str)
 def test_every_point_is_survived(start: Start, kind: Kind, folder: Path) -> None:
     filesystem = "btrfs" if kind is DIRECTORY else "xfs"
     driver = start(f"image:{{root}}/pool.img,size=1536Mi,allocation=thin,fs={filesystem}")
@@ -217,6 +316,17 @@ def test_every_point_is_survived(start: Start, kind: Kind, folder: Path) -> None
     assert LEAST[kind.name] <= points.keys()
     for number in range(max(map(len, points.values()))):
         live_and_die(driver, kind, {name: found[number] for name, found in points.items() if number < len(found)})
+        assert not (left := driver.leftovers()), "left behind: " + ", ".join(left)
+
+
+def test_every_point_of_a_copy_is_survived(start: Start, folder: Path) -> None:
+    driver = start("image:{root}/pool.img,size=1Gi,allocation=thin,fs=ext4")
+    points = traced(driver, STEADY_EXT4, folder / "trace", FarLife)
+    points = {name: points[name] for name in ("snapshot", "restore")}
+    assert min(map(len, points.values())) > 5
+    for number in range(max(map(len, points.values()))):
+        deaths = {name: found[number] for name, found in points.items() if number < len(found)}
+        live_and_die(driver, STEADY_EXT4, deaths, FarLife)
         assert not (left := driver.leftovers()), "left behind: " + ", ".join(left)
 
 

@@ -68,3 +68,23 @@ def test_what_is_not_frozen_is_not_spoken_of(driver: Driver) -> None:
     assert "frozen" not in driver.output()[said:]
     driver.detach(volume)
     driver.delete(volume)
+
+
+def test_a_disk_stays_mounted_for_its_directory_volumes(folder: Path) -> None:
+    """A driver that stops in good order takes no pool away from the next one, which would see its disk in use."""
+    disk = folder / "disk"
+    with disk.open("xb") as file:
+        file.truncate(SIZE)
+    device = subprocess.run(
+        ["/usr/sbin/losetup", "--find", "--show", disk], check=True, capture_output=True, text=True
+    ).stdout
+    try:
+        with serving(f"pool=device:{device.strip()},fs=btrfs") as driver:
+            volume = driver.create("directory", 16 * MIB, params={"backend": "directory"})
+            target = driver.attach(volume)
+            driver.restart()
+            put(target, b"still there")
+            driver.detach(volume)
+            driver.delete(volume)
+    finally:
+        subprocess.run(["/usr/sbin/losetup", "--detach", device.strip()], check=True)

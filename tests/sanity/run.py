@@ -25,6 +25,7 @@ from xml.etree import ElementTree as ET
 import yaml
 from tabulate import tabulate
 
+from tests.cluster import InCluster, in_cluster
 from tests.driver import serving
 from tests.observe import GIB
 
@@ -51,14 +52,6 @@ PENDING = (
 """The one spec that csi-sanity itself holds back."""
 
 NOT_IN_THIS_VERSION = {
-    "snapshots": {
-        "Snapshot not supported",
-        "CreateSnapshot not supported",
-        "DeleteSnapshot not supported",
-        "ListSnapshots not supported",
-    },
-    "clones": {"Volume Cloning not supported"},
-    "group snapshots": {"GroupControllerService not supported", "VolumeGroupSnapshots not supported"},
     "modify": {
         "Modify volume not supported",
         "Modify Volume not supported",
@@ -86,14 +79,17 @@ class Configuration:
     access_type: str = "mount"
     everywhere: bool = True
     """Whether any kernel with loop devices can do it."""
+    cluster: bool = False
+    """Whether controller and node are a process each, over a Kubernetes API."""
 
 
 XFS_POOL = "main=image:{root}/pool.img,size=20Gi,fs=xfs,allocation=thin"
 BTRFS_POOL = "main=image:{root}/pool.img,size=20Gi,fs=btrfs,allocation=thin"
 
 
-def _loopfile(fs: str) -> Configuration:
-    return Configuration(pool=XFS_POOL, parameters={"backend": "loopfile", "csi.storage.k8s.io/fstype": fs})
+def _loopfile(fs: str, *, cluster: bool = False) -> Configuration:
+    parameters = {"backend": "loopfile", "csi.storage.k8s.io/fstype": fs}
+    return Configuration(pool=XFS_POOL, parameters=parameters, cluster=cluster)
 
 
 CONFIGURATIONS = {
@@ -103,6 +99,10 @@ CONFIGURATIONS = {
     "loopfile-xfs": _loopfile("xfs"),
     "loopfile-btrfs": _loopfile("btrfs"),
     "loopfile-block": Configuration(pool=XFS_POOL, parameters={"backend": "loopfile"}, access_type="block"),
+    "cluster-ext4": _loopfile("ext4", cluster=True),
+    "cluster-block": Configuration(
+        pool=XFS_POOL, parameters={"backend": "loopfile"}, access_type="block", cluster=True
+    ),
 }
 
 
@@ -126,6 +126,7 @@ def run_once(configuration: Configuration, driver: Driver, folder: Path) -> Resu
     argv = [
         str(CSI_SANITY),
         f"--csi.endpoint=unix://{driver.socket}",
+        *([f"--csi.controllerendpoint=unix://{driver.head.socket}"] if isinstance(driver, InCluster) else []),
         f"--csi.mountdir={mounts}",
         f"--csi.stagingdir={stagings}",
         f"--csi.testvolumeparameters={parameters}",
@@ -180,7 +181,7 @@ def judge(report: Path) -> tuple[Counter[str], list[str]]:
 def run_configuration(name: str) -> list[Result]:
     """Run csi-sanity as often as it takes on one driver process; say what went wrong as soon as it did."""
     configuration = CONFIGURATIONS[name]
-    with serving(configuration.pool) as driver:
+    with in_cluster(configuration.pool) if configuration.cluster else serving(configuration.pool) as driver:
         results = []
         for number in range(1, RUNS + 1):
             result = run_once(configuration, driver, driver.root / f"sanity-{number}")

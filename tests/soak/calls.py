@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 DEADLINE_SECONDS = 60.0
 GIVE_UP_SECONDS = 120.0
-REST_SECONDS = 1.0
+REST_SECONDS = 5.0
 AFTER_FILLING_SECONDS = 10.0
 NEVER = frozenset({Code.INTERNAL, Code.UNKNOWN, Code.DATA_LOSS, Code.UNIMPLEMENTED})
 PLAIN, TWICE, HURRIED, VANISHED = "plain", "the same call twice at once", "absurd deadline", "client vanished"

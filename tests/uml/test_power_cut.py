@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from csi_local._proto import csi_pb2 as csi
     from tests.client import Volume
     from tests.driver import Driver
     from tests.uml.conftest import Disks
@@ -48,7 +49,8 @@ import errno, os, random
 real, dice = os.fsync, random.Random(7)
 def fsync(fd):
     path = os.readlink(f"/proc/self/fd/{fd}")
-    if os.path.isdir(path) and ("/volumes" in path or "/.new-" in path) and dice.random() < 0.4:
+    ours = any(part in path for part in ("/volumes", "/snapshots", "/.new-"))
+    if os.path.isdir(path) and ours and dice.random() < 0.4:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
     real(fd)
 os.fsync = fsync
@@ -74,6 +76,12 @@ LOOPFILE = Wanted(name="loopfile", params={"backend": "loopfile"}, fs="ext4")
 BRIEF_DIRECTORY = Wanted(name="brief-directory", params={"backend": "directory"})
 BRIEF_LOOPFILE = Wanted(name="brief-loopfile", params={"backend": "loopfile", "allocation": "thin"}, fs="ext4")
 ALL = (DIRECTORY, LOOPFILE, BRIEF_DIRECTORY, BRIEF_LOOPFILE)
+
+
+def made_from(driver: Driver, volume: str, snapshot: csi.Snapshot) -> Volume:
+    """Create the volume that the story makes from a volume's snapshot."""
+    wanted = {one.name: one for one in ALL}[volume]
+    return driver.create(f"from-{volume}", SMALL, params=wanted.params, fs=wanted.fs, source=snapshot)
 
 
 @dataclass(slots=True)
@@ -105,6 +113,7 @@ class Story:
 
     recording: powercut.Recording
     driver: Driver
+    shares: bool  # whether a volume in use can be copied, its blocks shared
     attempts: int = 1
 
     def asked(self, call: Callable[[], T]) -> T:
@@ -134,6 +143,19 @@ class Story:
         with self.step(f"delete-{volume.id}"):
             self.asked(partial(self.driver.delete, volume))
 
+    def copies(self, volume: Volume) -> None:
+        """Take two snapshots of a volume, delete one, and make a volume from the other."""
+        kept, brief = (self.snapshot(volume, f"{word}-of-{volume.id}") for word in ("kept", "brief"))
+        with self.step(f"delete-{brief.snapshot_id}"):
+            self.asked(partial(self.driver.delete_snapshot, brief))
+        with self.step(f"create-from-{volume.id}"):
+            self.asked(partial(made_from, self.driver, volume.id, kept))
+
+    def snapshot(self, volume: Volume, name: str) -> csi.Snapshot:
+        """Take a snapshot of a volume."""
+        with self.step(f"create-{name}"):
+            return self.asked(partial(self.driver.snapshot, volume, name))
+
     def tell(self) -> None:
         """Tell all of it."""
         driver = self.driver
@@ -146,6 +168,11 @@ class Story:
         self.recording.mark(f"uuid:{uuid_of(driver.backing_file(loopfile))}")
         with self.step("write-loopfile"):
             put(self.asked(partial(driver.publish, loopfile)), DATA)
+        self.copies(directory)
+        if not self.shares:
+            self.asked(partial(driver.detach, loopfile))
+        self.copies(loopfile)
+        self.asked(partial(driver.attach, loopfile))
         with self.step("expand-directory"):
             self.asked(partial(driver.expand, directory, LARGE))
         with self.step("expand-loopfile"):
@@ -239,7 +266,7 @@ def recorded(
             mounted(recording.device, ground.options) as pool,
             serving(f"disk=path:{pool}", env=env) as driver,
         ):
-            tell(Story(recording, driver))
+            tell(Story(recording, driver, shares=ground.mkfs[0] != "mkfs.ext4"))
             recording.mark("end")
     entries = powercut.entries(log)
     yield Cuts(ground=ground, log=log, rebuilt=rebuilt, changes=changes, entries=entries)
@@ -270,6 +297,7 @@ def examine(cuts: Cuts, points: list[int]) -> None:
         try:
             with serving(f"disk=path:{pool}") as driver:
                 check_volumes(known, driver)
+                check_copies(known, driver)
                 driver.release()
                 assert not (left := driver.leftovers()), left
         except Exception as error:
@@ -292,6 +320,24 @@ def check_volumes(known: Known, driver: Driver) -> None:
             assert outcome(partial(wanted.create, driver, media="hdd")) is Code.ALREADY_EXISTS
         if f"create-{name}" in known.begun and f"delete-{name}" not in known.begun:
             check_use(known, wanted, driver, sizes.get(name, SMALL))
+
+
+def check_copies(known: Known, driver: Driver) -> None:
+    """See that what was taken is there, whole, and that volumes can be made from it; and that nothing else is."""
+    there = {one.snapshot_id: one for one in driver.snapshots()}
+    volumes = {volume.volume_id for volume in driver.volumes()}
+    for wanted in (DIRECTORY, LOOPFILE):
+        for name in (f"kept-of-{wanted.name}", f"brief-of-{wanted.name}"):
+            if f"create-{name}" not in known.begun or f"delete-{name}" in known.done:
+                assert name not in there, f"snapshot {name}, deleted or never asked for: there"
+            elif f"create-{name}" in known.done and f"delete-{name}" not in known.begun:
+                assert name in there, f"snapshot {name}, taken: lost"
+        kept = there.get(f"kept-of-{wanted.name}")
+        if f"create-from-{wanted.name}" in known.done:
+            assert f"from-{wanted.name}" in volumes, f"from-{wanted.name}, made: lost"
+        if kept is not None:
+            volume = made_from(driver, wanted.name, kept)
+            assert get(driver.attach(volume), len(DATA)) == DATA, f"{wanted.name}: not the data of the snapshot"
 
 
 def check_size(known: Known, name: str, size: int) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from csi_local.engine.adopt import Adopter
+from csi_local.engine.copies import Copies
 from csi_local.engine.ephemeral import Ephemeral
 from csi_local.engine.execute import Executor
+from csi_local.engine.groups import Groups
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pool, Pools
 from csi_local.engine.publish import Publisher
 from csi_local.engine.sizes import Sizes
+from csi_local.engine.snapshots import Snapshots
 from csi_local.engine.sweeper import Sweeper
 from csi_local.engine.volumes import Volumes
 from csi_local.model.errors import DriverError
@@ -74,9 +77,12 @@ class Rig:
         self.pools = Pools(self.host, self.specs, RUN_DIR)
         self.sweeper = InlineSweeper(self.host, self.pools)
         locks, executor = KeyedLocks(), Executor(self.host, self._pass)
-        self.volumes = Volumes(self.host, self.pools, executor, locks, self.sweeper, node=self.node_name)
+        self.copies = Copies(spawn=lambda work: work())
+        self.volumes = Volumes(self.host, self.pools, executor, locks, self.sweeper, self.copies, node=self.node_name)
+        self.snapshots = Snapshots(self.host, self.pools, executor, locks, self.sweeper, self.copies)
+        self.groups = Groups(self.host, self.pools, executor, locks, self.sweeper, self.copies)
         self.sizes = Sizes(self.host, self.pools, executor, locks)
-        self.publisher = Publisher(self.host, self.pools, executor, locks, self.max_volumes)
+        self.publisher = Publisher(self.host, self.pools, executor, locks, self.copies, self.max_volumes)
         self.adopter = Adopter(self.host, self.pools, executor, lambda: 1.0)
         self.ephemeral = Ephemeral(self.host, self.pools, locks, self.volumes, self.publisher)
         self.pools.open()
@@ -87,7 +93,7 @@ class Rig:
         self.points.append(name)
         self._fatal -= 1
         if self._fatal == 0:
-            self.host.freeze()
+            self.host.end_here()
             raise Crash(name)
 
     def die_at_point(self, number: int) -> None:

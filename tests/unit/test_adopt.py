@@ -15,6 +15,7 @@ from csi_local.engine.adopt import Adopter, AdoptRequest
 from csi_local.engine.check import Checker, find
 from csi_local.engine.execute import Executor
 from csi_local.engine.pools import Pools
+from csi_local.kube.volume_resource import adopted_volume
 from csi_local.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from csi_local.model.mount_options import MountOptions
 from csi_local.model.quantity import GIB, MIB, Bytes
@@ -95,6 +96,13 @@ class TestLife:
         assert (view.record.adopted, view.problem) == (HERE, "")
         assert [one.id for one in driver.volumes.list("", 0)[0]] == [volume]
         attach(driver, volume)
+
+    def test_in_kubernetes_it_has_the_resource_of_a_directory_without_a_limit(self) -> None:
+        driver = rig()
+        record = driver.volumes.get(adopted(driver)).record
+        assert record is not None
+        spec = adopted_volume(record, "node-1")["spec"]
+        assert spec["parameters"] == {"backend": "directory", "quota": "advisory"}
 
     def test_it_takes_nothing_from_the_pool(self) -> None:
         driver = rig()

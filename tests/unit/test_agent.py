@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,12 @@ from csi_local.kube import resources
 from csi_local.kube.agent import Agent
 from csi_local.kube.api import Api
 from csi_local.kube.events import Events
+from csi_local.kube.pool_resource import new_pool
 from csi_local.kube.resources import NODE_LABEL, VOLUMES, answered
-from csi_local.kube.volume_resource import new_volume, volume_view
+from csi_local.kube.volume_resource import new_volume, ready_status, volume_view
 from csi_local.model.errors import NotFound
 from csi_local.model.parameters import parse_parameters
+from csi_local.model.pool import parse_pool
 from csi_local.model.volume import CapacityRange, volume_id
 from csi_local.plan.request import VolumeRequest
 from tests.fake.kubernetes import Kubernetes
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 MIB = 1 << 20
 NODE = "node-1"
+NOW = "2026-01-01T00:00:00Z"
 CLAIM = {"csi.storage.k8s.io/pvc/namespace": "shop", "csi.storage.k8s.io/pvc/name": "db"}
 UID = "0a1b2c3d-0000-1111-2222-333344445555"
 
@@ -372,6 +376,36 @@ class TestAdoption:
         assert [view.id for view in scene.rig.volumes.list("", 0)[0]] == ["data"]
         scene.change("data", nodeName=NODE)  # as the Event says
         assert scene.answer("data")["phase"] == "Ready"
+
+    @pytest.mark.parametrize("same_disk", [True, False])
+    def test_what_a_dead_agent_made_and_another_node_made_since_is_removed(
+        self, scene: Scene, *, same_disk: bool
+    ) -> None:
+        scene.rig.volumes.create(_request("data", 16 * MIB, {}), PATIENCE_S)
+        for node, uuid in ((NODE, "one"), ("node-2", "one" if same_disk else "another")):
+            pool = new_pool(parse_pool("loops=path:/x"), node)
+            scene.cluster.create(resources.POOLS, pool)
+            scene.cluster.patch(resources.POOLS, pool["metadata"]["name"], {"status": {"uuid": uuid}}, status=True)
+        scene.want("data", 16 * MIB, node="node-2")
+        theirs = ready_status(scene.cluster.get(VOLUMES, "data"), scene.rig.volumes.get("data"), now=NOW)
+        scene.cluster.patch(VOLUMES, "data", theirs, status=True)
+        scene.start()
+        scene.look()
+        if same_disk:
+            until(lambda: scene.events() == [("Node", "VolumeOfAnotherNode")], "it is reported")
+        else:
+            until(lambda: _volumes(scene.rig) == [], "it is removed")
+            assert scene.events() == []
+
+    def test_one_given_to_a_node_that_does_not_have_it_is_not_made_there(self, scene: Scene) -> None:
+        scene.start()
+        name = scene.want("data", 16 * MIB, node="node-2")
+        view = replace(scene.rig.volumes.create(_request("other", 16 * MIB, {}), PATIENCE_S), id=volume_id("data"))
+        scene.cluster.patch(VOLUMES, name, ready_status(scene.cluster.get(VOLUMES, name), view, now=NOW), status=True)
+        for _ in range(2):
+            scene.change(name, nodeName=NODE)
+            assert scene.answer(name)["error"]["code"] == "NOT_FOUND"
+        assert [one for one, _ in _volumes(scene.rig)] == ["other"]
 
 
 class TestHealth:

@@ -63,10 +63,16 @@ class Known:
     asked: VolumeRequest
     size: int
     uuid: str = ""
+    origin: str = ""
     marked: bool = False
     staged: bool = False
     targets: dict[str, bool] = field(default_factory=dict)
     stale: set[str] = field(default_factory=set)
+
+    @property
+    def content(self) -> str:
+        """What is written to it, or was written to what it was made from."""
+        return self.origin or self.asked.name
 
     @property
     def block(self) -> bool:
@@ -107,6 +113,10 @@ class EngineMachine(RuleBasedStateMachine):
         assert record is not None
         return record
 
+    def _promised(self) -> int:
+        """How much room was promised, in all pools."""
+        return sum(volume.size for volume in self.known.values())
+
     def _exists(self, volume: Known) -> bool:
         """Whether this very volume is there, and not gone, or another of the same name in its place."""
         return self.known.get(volume.id) is volume
@@ -145,7 +155,7 @@ class EngineMachine(RuleBasedStateMachine):
                     self._delete_unknown(asked)
                     return multiple()
         except ResourceExhausted:
-            assert sum(volume.size for volume in self.known.values()) > MIB << 10
+            assert self._promised() > MIB << 10
             return multiple()
         self.known[made[0].id] = made[0]
         return made[0]
@@ -216,7 +226,7 @@ class EngineMachine(RuleBasedStateMachine):
                 if give_up:
                     break
         except ResourceExhausted:
-            assert sum(known.size for known in self.known.values()) > MIB << 10
+            assert self._promised() > MIB << 10
 
     @rule(volume=volumes, trouble=troubles)
     def expand_on_node(self, volume: Known, trouble: Trouble) -> None:
@@ -278,12 +288,12 @@ class EngineMachine(RuleBasedStateMachine):
         if volume.block:
             image = self.rig.pool_of(volume.id).layout.image(self._record(volume).id)
             node = self.rig.host.walk(image, "test").node
-            node.dirty = len(volume.asked.name) if not volume.marked else node.dirty
-            assert node.dirty == len(volume.asked.name)
+            node.dirty = len(volume.content) if not volume.marked else node.dirty
+            assert node.dirty == len(volume.content)
         elif volume.marked:
-            assert self.rig.host.read_file(marker) == volume.asked.name.encode()
+            assert self.rig.host.read_file(marker) == volume.content.encode()
         else:
-            self.rig.host.replace_file(marker, volume.asked.name.encode())
+            self.rig.host.replace_file(marker, volume.content.encode())
         volume.marked = True
 
     @rule(volume=volumes, name=st.sampled_from(TARGETS), trouble=troubles, give_up=st.booleans())

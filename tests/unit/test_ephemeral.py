@@ -167,6 +167,9 @@ class TestId:
         with pytest.raises(NotFound):
             driver.publisher.publish(shown, paths, capability(), PATIENCE_S, read_only=False)
         driver.volumes.delete(shown, PATIENCE_S)
+        driver.publisher.unstage(shown, TARGET, PATIENCE_S)
+        driver.publisher.unpublish(shown, TARGET, PATIENCE_S)
+        assert [mount.point for mount in driver.host.mounts() if mount.point.startswith(POD)] == [TARGET]
         assert record(driver).ephemeral == TARGET
         assert driver.volumes.list("", 0) == ([], "")
         unpublish(driver)

@@ -20,6 +20,7 @@ from csi_local.model.accessibility import Accessibility
 from csi_local.model.errors import (
     AlreadyExists,
     Busy,
+    DriverError,
     FailedPrecondition,
     HostError,
     InvalidArgument,
@@ -191,6 +192,14 @@ class TestCreate:
         cluster.soon(lambda: not cluster.volumes())
         assert controller.create(request(), PATIENCE_S).node == "a"
 
+    @pytest.mark.parametrize("error", [AlreadyExists("another size"), FailedPrecondition("its record is torn")])
+    def test_what_is_on_the_disk_already_is_not_removed(self, cluster: Cluster, error: DriverError) -> None:
+        node, controller = cluster.node("a"), cluster.controller()
+        node.fails = error
+        with pytest.raises(type(error)):
+            controller.create(request(), PATIENCE_S)
+        assert [one["spec"]["state"] for one in cluster.volumes()] == [resources.PRESENT]
+
     def test_what_fails_for_now_is_asked_again(self, cluster: Cluster) -> None:
         node, controller = cluster.node("a"), cluster.controller()
         node.fails = Unavailable("the disk is away")
@@ -332,6 +341,7 @@ class TestDelete:
             with pytest.raises(FailedPrecondition, match="in use"):
                 controller.delete("pvc-1", PATIENCE_S)
         assert controller.get("pvc-1").record is not None
+        assert controller.expand("pvc-1", CapacityRange(required=2 * GIB), None, PATIENCE_S)[0] == 2 * GIB
         node.in_use.clear()
         controller.delete("pvc-1", PATIENCE_S)
         assert not node.volumes
@@ -348,8 +358,22 @@ class TestDelete:
         with pytest.raises(Unavailable):
             controller.create(request(), SHORT_S)
         node.awake.set()
-        cluster.soon(lambda: not node.volumes and not cluster.volumes())
+        cluster.soon(lambda: not node.volumes and controller.known("pvc-1") is None)
         controller.delete("pvc-1", SHORT_S)
+
+    def test_node_that_has_left(self, cluster: Cluster) -> None:
+        node, controller = cluster.node("a"), cluster.controller()
+        controller.create(request(), PATIENCE_S)
+        node.awake.clear()
+        cluster.server.delete(resources.leases(NAMESPACE), resources.lease_name("a"))
+        cluster.soon(lambda: not controller.nodes.alive("a"))
+        with pytest.raises(Unavailable):
+            controller.delete("pvc-1", SHORT_S)
+        cluster.server.delete(resources.POOLS, resources.pool_resource_name("a", "fast"))
+        cluster.soon(lambda: controller.nodes.removed("a"))
+        controller.delete("pvc-1", SHORT_S)
+        assert cluster.volumes() == []
+        assert node.volumes
 
     def test_made_by_another_controller_a_moment_ago(self, cluster: Cluster) -> None:
         node = cluster.node("a")

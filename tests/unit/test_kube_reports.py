@@ -129,6 +129,17 @@ class TestPools:
         assert {one["metadata"]["name"] for one in server.all(POOLS)} == {"node-1.dirs", "node-1.loops", "node-2.old"}
         assert server.get(POOLS, "node-1.dirs")["spec"]["kind"] == "image"
 
+    def test_it_goes_with_its_node(
+        self, server: Kubernetes, rig: Rig, api: Api, events: Events, reports: PoolReports
+    ) -> None:
+        reports.report()  # before there is a Node
+        uid = server.create(resources.NODES, {"metadata": {"name": NODE}})["metadata"]["uid"]
+        PoolReports(api, NODE, rig.pools, rig.specs, events).report()
+        NodeLease(api, NODE, "csi-local", lambda: "").renew()
+        for made in (*server.all(POOLS), *server.all(LEASES)):
+            (owner,) = made["metadata"]["ownerReferences"]
+            assert (owner["kind"], owner["name"], owner["uid"]) == ("Node", NODE, uid)
+
     def test_an_outage(self, server: Kubernetes, reports: PoolReports) -> None:
         with server.outage(), pytest.raises(Unavailable):
             reports.report()

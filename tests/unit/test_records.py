@@ -45,6 +45,7 @@ RECORDS = st.builds(
     created=st.integers(min_value=0, max_value=1 << 40),
     format=st.sampled_from(FormatState),
     fs_uuid=TEXTS,
+    source=st.sampled_from(["", "snapshot/daily", "volume/pvc-1"]),
     ephemeral=TEXTS,
     adopted=TEXTS,
     adopted_inode=st.integers(min_value=0, max_value=1 << 63),

@@ -31,13 +31,13 @@ class Kubelet:
     def info(self) -> pb.PluginInfo:
         """GetInfo."""
         with grpc.insecure_channel(f"unix:{self.socket}") as channel:
-            return pb_grpc.RegistrationStub(channel).GetInfo(pb.InfoRequest(), timeout=10)
+            return pb_grpc.RegistrationStub(channel).GetInfo(pb.InfoRequest(), timeout=10, wait_for_ready=True)
 
     def tell(self, *, registered: bool, error: str = "") -> None:
         """NotifyRegistrationStatus."""
         status = pb.RegistrationStatus(plugin_registered=registered, error=error)
         with grpc.insecure_channel(f"unix:{self.socket}") as channel:
-            pb_grpc.RegistrationStub(channel).NotifyRegistrationStatus(status, timeout=10)
+            pb_grpc.RegistrationStub(channel).NotifyRegistrationStatus(status, timeout=10, wait_for_ready=True)
 
     def made(self) -> int:
         """When the socket was made; 0 for none. The number of its inode may be used again."""

@@ -1,0 +1,146 @@
+"""What the programs of a Kubernetes cluster have beside an engine and a server: the API, and what they tell each other.
+
+Loaded by them alone: a driver that is on its own needs no HTTP client in its memory.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+
+from csi_local.config import Config
+from csi_local.engine.api import SizeEngine, VolumeEngine
+from csi_local.engine.pools import Pools
+from csi_local.engine.survey import Survey
+from csi_local.kube import resources
+from csi_local.kube.agent import Agent, Told
+from csi_local.kube.api import Api
+from csi_local.kube.cache import Cache
+from csi_local.kube.events import Events
+from csi_local.kube.nodes import Nodes
+from csi_local.kube.pools import LEASE_S, POOLS_PAUSE_S, POOLS_S, Beat, NodeLease, PoolReports
+from csi_local.kube.remote import Remote
+from csi_local.model.errors import InvalidArgument
+
+_log = logging.getLogger(__name__)
+_TELL_S = 10.0
+
+Check = Callable[[], str]
+"""Says what is wrong, or "" where nothing is."""
+
+
+class SomePool:
+    """A node is ready when it has a pool: one disk that is missing is no reason to keep pods from the others."""
+
+    def __init__(self, pools: Pools) -> None:
+        self._pools = pools
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is one."""
+        return bool(self._pools.all())
+
+
+class ClusterView:
+    """What the controller knows of the cluster, and its engine over that."""
+
+    def __init__(self, config: Config) -> None:
+        if config.credentials is None:
+            raise InvalidArgument("nothing says how to reach the Kubernetes API")
+        self.server = config.credentials.server
+        api = self._api = Api(config.credentials)
+        volumes = Cache(api, resources.VOLUMES)
+        pools = Cache(api, resources.POOLS)
+        leases = Cache(api, resources.leases(config.namespace), selector=resources.NODE_LABEL)
+        self._caches = {"volumes": volumes, "pools": pools, "leases": leases}
+        self.engine = Remote(api, volumes, Nodes(leases, pools))
+
+    @property
+    def ready(self) -> bool:
+        """Whether it knows all there is."""
+        return all(cache.synced for cache in self._caches.values())
+
+    @property
+    def alive(self) -> Mapping[str, Check]:
+        """Whether each cache's thread runs."""
+        return {name: cache.check_alive for name, cache in self._caches.items()}
+
+    @property
+    def synced(self) -> Mapping[str, Check]:
+        """Whether each cache is filled."""
+        return {name: cache.check_synced for name, cache in self._caches.items()}
+
+    def start(self) -> None:
+        """Begin to watch."""
+        for cache in self._caches.values():
+            cache.start()
+
+    def wait(self) -> None:
+        """Wait until all is known, however long the API is away."""
+        for name, cache in self._caches.items():
+            while not cache.wait_synced(_TELL_S):
+                _log.warning("waiting for the Kubernetes API to list %s", name)
+
+    def stop(self) -> None:
+        """End."""
+        for cache in self._caches.values():
+            cache.stop()
+        self._api.close()
+
+
+class ClusterPart:
+    """What makes a node a part of the cluster: its agent, its LocalPools, its Lease."""
+
+    def __init__(
+        self,
+        config: Config,
+        pools: Pools,
+        engine: tuple[VolumeEngine, SizeEngine],
+        told: Told,
+        crash_point: Callable[[str], None],
+    ) -> None:
+        if config.credentials is None:
+            raise InvalidArgument("nothing says how to reach the Kubernetes API")
+        self._api = api = Api(config.credentials)
+        node = config.node_id
+        events = Events(api, node)
+        reports = PoolReports(api, node, pools, config.pools, events)
+        self._pools = Beat("pools", reports.report, POOLS_S, POOLS_PAUSE_S)
+        self._agent = Agent(
+            api,
+            node,
+            engine,
+            events,
+            told=told,
+            changed=self._pools.ask,
+            crash_point=crash_point,
+        )
+        self._node_lease = NodeLease(
+            api, node, config.namespace, lambda: self._agent.problem or self._agent.unconnected
+        )
+        self._lease = Beat("lease", self._renew, LEASE_S)
+        self.survey = Survey(engine[0], pools, self._agent.surveyed)
+        self._parts = (self._pools, self._agent, self._lease, self.survey)
+
+    def _renew(self) -> None:
+        self._agent.catch_up()
+        self._node_lease.renew()
+
+    @property
+    def checks(self) -> Mapping[str, Check]:
+        """Of what belongs to this process alone."""
+        return {
+            "agent": lambda: self._agent.problem,
+            "pools": lambda: self._pools.problem,
+            "lease": lambda: self._lease.problem,
+            "survey": lambda: self.survey.problem,
+        }
+
+    def start(self) -> None:
+        """Begin, or begin when the API is there."""
+        for part in self._parts:
+            part.start()
+
+    def stop(self) -> None:
+        """End after the work under way."""
+        for part in reversed(self._parts):
+            part.stop()
+        self._api.close()

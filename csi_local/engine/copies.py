@@ -1,0 +1,157 @@
+"""Long copies, each on a thread of its own, that go on when whoever asked for them has stopped waiting.
+
+A copy is found again by its key. It ends whole, with what it made under its final name, or it leaves nothing: what a
+driver that dies leaves behind is swept at the next start, and the retry begins anew.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from csi_local.host.api import Proceed
+from csi_local.model.errors import AlreadyExists, Busy, FailedPrecondition
+
+_log = logging.getLogger(__name__)
+_REMEMBERED = 100
+"""Failures that nobody has asked about yet."""
+_AT_ONCE = 2
+"""More copies than this wait for each other: they share a disk."""
+
+Spawn = Callable[[Callable[[], None]], None]
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class _Copy:
+    asked: object
+    reads: frozenset[str]
+    stopped_for: str = ""
+    done: bool = False
+    error: BaseException | None = None
+    turn: threading.Event = field(default_factory=threading.Event)
+
+    def proceed(self) -> None:
+        """Raise where the copy is to end."""
+        if self.stopped_for:
+            raise FailedPrecondition(f"the copy was given up: {self.stopped_for}")
+
+
+def _on_a_thread(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, name="copy", daemon=True).start()
+
+
+def _nothing(_proceed: Proceed) -> None:
+    """What is to be done for a copy that has ended by the time somebody joins it."""
+
+
+class Copies:
+    """The copies under way, by what they make; *spawn* begins one."""
+
+    def __init__(self, spawn: Spawn = _on_a_thread) -> None:
+        self._spawn = spawn
+        self._changed = threading.Condition()
+        self._copies: dict[str, _Copy] = {}
+        self._places = threading.Semaphore(_AT_ONCE)
+
+    def run(self, key: str, reads: str, asked: T, work: Callable[[Proceed], None], wait_s: float) -> bool:
+        """Begin a copy, or find the one under way, and wait for it; whether it is done.
+
+        Args:
+            key: what it makes.
+            reads: what must neither be written to nor removed meanwhile.
+            asked: the request; only an equal one finds it.
+            work: does it, asking again and again whether to proceed.
+            wait_s: how long to wait.
+
+        Raises:
+            AlreadyExists: what is being made is something else.
+            DriverError: it failed; who asks again begins again.
+        """
+        with self._changed:
+            copy = self._copies.get(key)
+            if copy is None:
+                copy = self._copies[key] = _Copy(asked, frozenset({reads}))
+                fresh = True
+            else:
+                fresh = False
+        if copy.asked != asked:
+            raise AlreadyExists(f"{key} is being made from something else, or in another way")
+        if fresh:
+            self._spawn(lambda: self._do(key, copy, work))
+        with self._changed:
+            self._changed.wait_for(lambda: copy.done, max(0.0, wait_s))
+            if not copy.done:
+                return False
+            if self._copies.get(key) is copy:
+                del self._copies[key]
+        if copy.error is not None:
+            raise copy.error
+        return True
+
+    def join(self, key: str, asked: object, wait_s: float) -> bool:
+        """Wait for the copy that makes *key*, if there is one; whether there is none any more.
+
+        Raises:
+            AlreadyExists: what is being made is something else.
+            DriverError: it failed; who asks again begins again.
+        """
+        with self._changed:
+            if key not in self._copies:
+                return True
+        return self.run(key, "", asked, _nothing, wait_s)
+
+    def _do(self, key: str, copy: _Copy, work: Callable[[Proceed], None]) -> None:
+        try:
+            with self._places:
+                copy.proceed()
+                work(copy.proceed)
+        except Exception as error:  # noqa: BLE001 (whoever asks next is told)
+            _log.warning("%s: %s", key, error)
+            copy.error = error
+        with self._changed:
+            copy.done = True
+            failed = [name for name, one in self._copies.items() if one.done]
+            for name in failed[:-_REMEMBERED] if copy.error is not None else [key]:
+                self._copies.pop(name, None)
+            self._changed.notify_all()
+
+    def asked(self) -> dict[str, object]:
+        """What is being copied: the requests, by what they make."""
+        with self._changed:
+            return {key: copy.asked for key, copy in self._copies.items() if not copy.done}
+
+    def is_read(self, key: str) -> bool:
+        """Whether a copy reads *key*."""
+        with self._changed:
+            return any(key in copy.reads for copy in self._copies.values() if not copy.done)
+
+    def disturb(self, key: str, why: str) -> None:
+        """End the copies that read *key*: it is about to be written to. What they have read so far is of no use."""
+        with self._changed:
+            for copy in self._copies.values():
+                if key in copy.reads:
+                    copy.stopped_for = why
+
+    def cancel(self, key: str, wait_s: float) -> None:
+        """End the copy that makes *key*, and forget it.
+
+        Raises:
+            Busy: it has not ended yet.
+        """
+        with self._changed:
+            copy = self._copies.get(key)
+            if copy is None:
+                return
+            copy.stopped_for = "it is being deleted"
+            if not self._changed.wait_for(lambda: copy.done, wait_s):
+                raise Busy(f"{key} is still being made; try again")
+            self._copies.pop(key, None)
+
+    def stop(self, wait_s: float) -> None:
+        """End all copies."""
+        with self._changed:
+            for copy in self._copies.values():
+                copy.stopped_for = "the driver stops"
+            self._changed.wait_for(lambda: all(copy.done for copy in self._copies.values()), wait_s)

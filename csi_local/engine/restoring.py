@@ -1,0 +1,123 @@
+"""Volumes made from a snapshot or from another volume: near, by sharing blocks, or far, by a copy in the background."""
+
+from dataclasses import replace
+from functools import partial
+
+from csi_local.engine.copies import Copies
+from csi_local.engine.execute import Executor
+from csi_local.engine.locks import KeyedLocks
+from csi_local.engine.pools import Pool, Pools
+from csi_local.engine.sources import Source, Sources
+from csi_local.host.api import Host, Proceed
+from csi_local.model.errors import Busy, HostError
+from csi_local.model.snapshot import ContentSource
+from csi_local.model.volume import VolumeRecord
+from csi_local.plan import copying, life
+from csi_local.plan.copying import Origin, within_reach
+from csi_local.plan.request import VolumeRequest
+
+_WAIT_S = 5.0
+"""How long a request waits for a copy; the next one finds it. Side-cars give up after ten seconds."""
+
+
+def _asked(request: VolumeRequest) -> object:
+    """What a copy is asked for: all that a retry must repeat; what the provisioner says of the claim may change."""
+    return replace(request, parameters=replace(request.parameters, labels={}))
+
+
+def _still(request: VolumeRequest) -> Busy:
+    return Busy(f"the data of volume {request.name!r} is being copied; ask again")
+
+
+class Restorer:
+    """Makes a volume's bytes from a source's."""
+
+    def __init__(self, host: Host, pools: Pools, executor: Executor, locks: KeyedLocks, copies: Copies) -> None:
+        self._host = host
+        self._executor = executor
+        self._copies = copies
+        self._sources = Sources(host, pools, locks)
+
+    def find(self, source: ContentSource) -> Source:
+        """What a request names.
+
+        Raises:
+            NotFound: there is no such snapshot or volume.
+        """
+        return self._sources.find(source)
+
+    @staticmethod
+    def near(source: Source, pool: Pool) -> bool:
+        """Whether a volume in *pool* can share blocks with its source."""
+        return source.pool is pool and within_reach(pool.abilities)
+
+    def make(self, request: VolumeRequest, record: VolumeRecord, source: Source, pool: Pool, patience_s: float) -> None:
+        """Make a volume.
+
+        Raises:
+            Busy: its data is still being copied; the same request again finds it.
+            FailedPrecondition: the source is in use, and cannot be copied while it is.
+        """
+        if self.near(source, pool):
+            with self._sources.held(source, patience_s) as seen, pool.promising(record):
+                self._run("restore", record, seen.origin, pool, near=True)
+            return
+        work = partial(self._copy, record, source, pool, patience_s)
+        reads = source.key if source.origin.kept or not within_reach(source.pool.abilities) else ""
+        done = self._copies.run(record.id, reads, _asked(request), work, min(_WAIT_S, patience_s))
+        if not done:
+            raise _still(request)
+
+    def join(self, request: VolumeRequest, patience_s: float) -> None:
+        """Wait for the copy that is making a volume, if there is one.
+
+        Raises:
+            AlreadyExists: it is being made from something else, or in another way.
+            Busy: its data is still being copied; the same request again finds it.
+        """
+        if request.source and not self._copies.join(request.id, _asked(request), min(_WAIT_S, patience_s)):
+            raise _still(request)
+
+    def cancel(self, volume: str, patience_s: float) -> None:
+        """Give up a copy that is making that volume; no error where there is none."""
+        self._copies.cancel(volume, min(_WAIT_S, patience_s))
+
+    def _copy(self, record: VolumeRecord, source: Source, pool: Pool, patience_s: float, proceed: Proceed) -> None:
+        """Copy data. What is within reach is cloned where it is first, so that what is copied is of one moment."""
+        with self._sources.held(source, patience_s) as seen:
+            origin, aside = seen.origin, ""
+            if not origin.kept and within_reach(source.pool.abilities):
+                aside = f"{source.pool.layout.new(record.id)}:source"
+                leftover = self._host.stat(aside) is not None
+                kept = copying.take(origin, aside, source.pool.abilities, leftover=leftover)
+                self._executor.run("restore-aside", kept)
+                origin = replace(origin, path=f"{aside}/{origin.path.rpartition('/')[2]}", kept=True, point="")
+            else:
+                copying.check_can_be_copied(origin)
+        try:
+            with pool.promising(record):
+                self._run("restore-copy", record, origin, pool, near=False, proceed=proceed)
+        finally:
+            if aside:
+                self._remove(source.pool, aside)
+
+    def _remove(self, pool: Pool, path: str) -> None:
+        try:
+            self._host.remove_tree(path)
+        except HostError:
+            trash = pool.store.unused_trash(path.rpartition("/")[2].removeprefix(".new-"))
+            self._executor.run("restore-aside-drop", life.delete(path, trash))
+
+    def _run(
+        self,
+        name: str,
+        record: VolumeRecord,
+        origin: Origin,
+        pool: Pool,
+        *,
+        near: bool,
+        proceed: Proceed = lambda: None,
+    ) -> None:
+        leftover = self._host.stat(pool.layout.new(record.id)) is not None
+        operations = copying.restore(record, origin, pool.layout, pool.abilities, near=near, leftover=leftover)
+        self._executor.run(name, operations, proceed)

@@ -1,0 +1,117 @@
+"""What a volume or snapshot is to be made from: found, locked and looked at."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from csi_local.engine.locks import KeyedLocks
+from csi_local.engine.observe import Observer
+from csi_local.engine.pools import Pool, Pools
+from csi_local.host.api import Host
+from csi_local.model.errors import FailedPrecondition
+from csi_local.model.quantity import Bytes
+from csi_local.model.snapshot import ContentSource, SourceKind
+from csi_local.model.volume import BackendKind, QuotaMode, VolumeId
+from csi_local.plan.copying import Origin
+from csi_local.store.layout import DATA, IMAGE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """An origin, the pool it is in, and the key of its lock."""
+
+    pool: Pool
+    origin: Origin
+    key: str
+
+
+def snapshot_key(snapshot: str) -> str:
+    """The key of a snapshot's lock, which is no volume's id."""
+    return f"snapshot {snapshot}"
+
+
+class Sources:
+    """Finds what there is to copy."""
+
+    def __init__(self, host: Host, pools: Pools, locks: KeyedLocks) -> None:
+        self._host = host
+        self._pools = pools
+        self._locks = locks
+        self._observer = Observer(host)
+
+    def find(self, source: ContentSource) -> Source:
+        """What a request names.
+
+        Raises:
+            NotFound: there is no such snapshot or volume.
+            DamagedRecord: its record cannot be believed.
+        """
+        if source.kind is SourceKind.VOLUME:
+            return self.volume(source.id)
+        pool, snapshot = self._pools.find_snapshot(source.id)
+        record = pool.store.snapshots.load(snapshot)
+        name = DATA if record.volume.backend is BackendKind.DIRECTORY else IMAGE
+        path = f"{pool.store.snapshots.find(snapshot)}/{name}"
+        return Source(pool=pool, origin=Origin(record=record.volume, path=path, kept=True), key=snapshot_key(record.id))
+
+    def volume(self, shown: str) -> Source:
+        """A volume, which has not been looked at yet.
+
+        Raises:
+            NotFound: there is no such volume.
+            DamagedRecord: its record cannot be believed.
+            FailedPrecondition: it is an adopted directory, or a pod's inline volume.
+        """
+        pool, volume = self._pools.find(shown)
+        record = pool.store.load(volume)
+        if record.adopted or record.ephemeral:
+            what = f"a directory outside the pool, {record.adopted}" if record.adopted else "a pod's inline volume"
+            raise FailedPrecondition(f"volume {shown} is {what}: there are no snapshots and no clones of it")
+        path = pool.layout.data(volume) if record.backend is BackendKind.DIRECTORY else pool.layout.image(volume)
+        return Source(pool=pool, origin=Origin(record=record, path=path), key=volume)
+
+    @contextmanager
+    def held(self, source: Source, patience_s: float) -> Iterator[Source]:
+        """Let nobody else change a source, and see how it is being used.
+
+        Raises:
+            Busy: another operation on it is under way.
+            FailedPrecondition: its filesystem is mounted where it cannot be frozen.
+        """
+        with self._locks.hold(source.key, patience_s):
+            if source.origin.kept:
+                source.pool.store.snapshots.load(self._pools.find_snapshot(source.key.partition(" ")[2])[1])
+                yield source
+            else:
+                record = source.pool.store.load(VolumeId(source.key))
+                origin = dataclasses.replace(source.origin, record=record)
+                yield dataclasses.replace(source, origin=self._look(source.pool, origin))
+
+    def _look(self, pool: Pool, origin: Origin) -> Origin:
+        record = origin.record
+        loops = self._observer.loops(pool.layout, record.id)
+        if origin.directory:
+            points = self._observer.mount_points(pool.layout, record.id, loops)
+            return dataclasses.replace(origin, in_use=bool(points))
+        writable = [loop for loop in loops if not loop.read_only]
+        if record.block:
+            devices = tuple(loop.path for loop in writable)
+            return dataclasses.replace(origin, devices=devices, in_use=bool(writable))
+        mounts = self._host.mounts("/dev/loop") if writable else ()
+        for loop in writable:
+            points = tuple(self._observer.points_of(loop, mounts))
+            reached = self._observer.reached_at(loop, mounts)
+            if points and reached is None:
+                raise FailedPrecondition(
+                    f"volume {record.id} cannot be frozen for a copy: something else lies over it at {points[0]}"
+                )
+            if reached is not None:
+                return dataclasses.replace(origin, point=reached, in_use=True)
+        return dataclasses.replace(origin, in_use=bool(writable))
+
+    def holds(self, pool: Pool, origin: Origin) -> Bytes:
+        """How many bytes of blocks a volume has; 0 where nobody counts them."""
+        if origin.directory and origin.record.quota is not QuotaMode.HARD:
+            return Bytes(0)
+        return pool.used_by(origin.record)

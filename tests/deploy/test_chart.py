@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from csi_local import cli, config
+from csi_local.model import parameters, pool
+from csi_local.model.parameters import parse_parameters
+from tests.deploy.manifests import CHART, ROOT, Manifest, check, container, helm, of_kind, pods, rendered
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+VALUES = sorted((Path(__file__).parent / "values").glob("*.yaml"))
+GROUPS, EVERYTHING = (next(one for one in VALUES if one.stem == name) for name in ("groups", "everything"))
+each = pytest.mark.parametrize("values", [None, *VALUES], ids=lambda one: one.stem if one else "defaults")
+PLACES = {"$(NODE_NAME)": "node-1", "$(NAMESPACE)": "csi-local"}
+
+
+def _given(values: Path | None) -> tuple[str | Path, ...]:
+    return ("--values", values) if values else ()
+
+
+@each
+def test_kubernetes_takes_all_of_it(values: Path | None) -> None:
+    check(rendered(*_given(values)))
+
+
+def test_an_older_kubernetes_gets_no_policy_that_it_cannot_follow() -> None:
+    assert not of_kind(rendered(kubernetes="1.31.0"), "ValidatingAdmissionPolicy")
+    assert of_kind(rendered(), "ValidatingAdmissionPolicy")
+
+
+@each
+def test_the_driver_understands_what_it_is_told(values: Path | None, tmp_path: Path) -> None:
+    """The chart's arguments and configuration files, read by the driver's own parsers."""
+    manifests = rendered(*_given(values))
+    credentials = tmp_path / "kubeconfig"
+    credentials.write_text(KUBECONFIG)
+    seen = []
+    for name, pod in pods(manifests):
+        arguments = [_filled(one) for one in container(pod)["args"]]
+        seen.append(arguments[0])
+        files = {volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume}
+        flags = vars(cli._parser().parse_args([*arguments, "--kubeconfig", str(credentials)]))
+        if arguments[0] == "node":
+            assert files == {name}
+            flags["config"] = str(tmp_path / name)
+            Path(flags["config"]).write_text(of_kind(manifests, "ConfigMap")[name]["data"]["config.yaml"])
+        loaded = config.load({key: flags.get(key) for key in SETTINGS}, config.Role(arguments[0]))
+        assert loaded.namespace == "csi-local"
+        assert loaded.node_id == "node-1" or arguments[0] == "controller"
+    assert set(seen) == {"node", "controller"}
+
+
+SETTINGS = (
+    *("config", "endpoint", "node_id", "run_dir", "kubelet_dir", "registration", "http_address", "namespace"),
+    *("kubeconfig", "log_level", "log_format", "pool", "max_volumes"),
+)
+KUBECONFIG = json.dumps(
+    {
+        "clusters": [{"name": "one", "cluster": {"server": "https://127.0.0.1:6443"}}],
+        "users": [{"name": "one", "user": {"token": "none"}}],
+        "contexts": [{"name": "one", "context": {"cluster": "one", "user": "one"}}],
+        "current-context": "one",
+    }
+)
+
+
+def _filled(argument: str) -> str:
+    for name, value in PLACES.items():
+        argument = argument.replace(name, value)
+    return argument
+
+
+def test_each_group_has_its_pools_and_their_directories() -> None:
+    manifests = rendered("--values", GROUPS)
+    sets = of_kind(manifests, "DaemonSet")
+    assert set(sets) == {"csi-local-node-fast", "csi-local-node-slow"}
+    fast, slow = (_host_paths(sets[f"csi-local-node-{name}"]) for name in ("fast", "slow"))
+    anyway = {"/var/lib/k0s/kubelet", "/run/csi-local", "/dev"}
+    assert fast == anyway | {"/srv/images"}  # once for two images; nothing for what is in the kubelet's directory
+    assert slow == anyway | {"/mnt/hdd", "/srv/photos"}
+
+
+def _host_paths(one: Manifest) -> set[str]:
+    """What is mounted from the host: each at its own path, or it would not be found."""
+    pod = one["spec"]["template"]["spec"]
+    paths = {volume["name"]: volume["hostPath"]["path"] for volume in pod["volumes"] if "hostPath" in volume}
+    mounts = {mount["name"]: mount["mountPath"] for mount in container(pod)["volumeMounts"] if mount["name"] in paths}
+    assert mounts == paths
+    return set(paths.values())
+
+
+def test_what_the_node_mounts_is_seen_by_the_host_and_outlives_the_container() -> None:
+    pod = dict(pods(rendered()))["csi-local-node"]
+    propagation = {one["mountPath"]: one.get("mountPropagation") for one in container(pod)["volumeMounts"]}
+    assert propagation["/var/lib/kubelet"] == propagation["/run/csi-local"] == "Bidirectional"
+    assert propagation["/var/lib/csi-local"] == "HostToContainer"
+
+
+@each
+def test_only_the_driver_on_a_node_is_privileged(values: Path | None) -> None:
+    for name, pod in pods(rendered(*_given(values))):
+        for one in pod["containers"]:
+            if (name.startswith("csi-local-node"), one["name"]) == (True, "csi-local"):
+                assert one["securityContext"]["privileged"]
+            else:
+                assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+                assert not one["securityContext"]["allowPrivilegeEscalation"]
+            assert one["securityContext"]["readOnlyRootFilesystem"]
+
+
+def test_the_controller_has_nothing_of_the_host() -> None:
+    pod = dict(pods(rendered()))["csi-local-controller"]
+    assert not pod["hostNetwork"]
+    assert not any("hostPath" in volume for volume in pod["volumes"])
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
+def test_an_account_may_do_nothing_to_everything() -> None:
+    """No wildcard, no secrets, and the controller cannot write what nodes answer."""
+    manifests = rendered("--values", EVERYTHING)
+    roles = of_kind(manifests, "ClusterRole") | of_kind(manifests, "Role")
+    for role in roles.values():
+        for rule in role["rules"]:
+            assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
+            assert "secrets" not in rule["resources"]
+            assert role["metadata"]["name"] == "csi-local-node" or not _answers(rule)
+
+
+def _answers(rule: dict[str, Any]) -> bool:
+    return rule["apiGroups"] == ["csi-local.io"] and any(one.endswith("/status") for one in rule["resources"])
+
+
+def test_every_sidecar_may_ask_more_than_five_times_a_second() -> None:
+    pod = dict(pods(rendered("--values", EVERYTHING)))["csi-local-controller"]
+    sidecars = [one for one in pod["containers"] if one["name"] != "csi-local"]
+    assert len(sidecars) == 3
+    for one in sidecars:
+        assert {"--kube-api-qps=200", "--kube-api-burst=400"} <= set(one["args"]), one["name"]
+
+
+def test_the_classes_of_the_chart_are_the_drivers_own() -> None:
+    for one in of_kind(rendered(), "StorageClass").values():
+        parse_parameters(one.get("parameters", {}))
+        assert one["volumeBindingMode"] == "WaitForFirstConsumer"
+        assert one["allowVolumeExpansion"]
+
+
+def test_values_are_held_to_what_the_driver_knows() -> None:
+    """The schema of the values names the parameters and the keys of pools that there are."""
+    schema = json.loads((CHART / "values.schema.json").read_text())["definitions"]
+    assert set(schema["storageClass"]["properties"]["parameters"]["properties"]) == set(parameters.NAMES)
+    known = {str(kind) for kind in pool.PoolKind}.union(*pool._KEYS.values())
+    assert set(schema["pool"]["properties"]) - {"name"} >= known
+
+
+def test_the_reference_has_every_value() -> None:
+    page = (ROOT / "docs/reference/chart.md").read_text()
+    missing = [name for name in _names(yaml.safe_load((CHART / "values.yaml").read_text())) if f"`{name}`" not in page]
+    assert not missing
+
+
+def _names(values: dict[str, Any]) -> Iterator[str]:
+    """The values' names, two words deep at most."""
+    for name, value in values.items():
+        deeper = isinstance(value, dict) and value
+        yield from (f"{name}.{one}" for one in value) if deeper else (name,)
+
+
+def _wrong() -> Iterator[tuple[str, str]]:
+    """Settings that are mistakes, and a word of what helm says."""
+    pools = "nodeGroups[0].pools[0]"
+    yield "kubletDir=/var/lib/kubelet", "kubletDir"
+    yield "kubeletDir=var/lib/kubelet", "kubeletDir"
+    yield "kubeletDir=/var/../etc", "kubeletDir"
+    yield "runDir=/", "runDir"
+    yield "nodeGroups=[]", "nodeGroups"
+    yield 'nodeGroups=[{"name": "Big", "pools": [{"name": "a", "path": "/a"}]}]', "name"
+    yield 'nodeGroups=[{"name": "", "pools": []}]', "pools"
+    yield 'nodeGroups=[{"name": "", "pools": [{"name": "a"}]}]', "oneOf"
+    yield 'nodeGroups=[{"name": "", "pools": [{"name": "a", "path": "/a", "image": "/b"}]}]', "oneOf"
+    yield 'nodeGroups=[{"name": "", "pools": [{"name": "a", "image": "/srv/a.img"}]}]', "oneOf"
+    yield 'nodeGroups=[{"name": "", "pools": [{"name": "a", "device": "/srv/a"}]}]', "device"
+    yield (
+        'nodeGroups=[{"name": "", "pools": [{"name": "a", "image": "/a.img", "size": "1Gi"}]}]',
+        "directory of its own",
+    )
+    yield f"{pools}.medium=ssd", "medium"
+    yield f"{pools}.media=floppy", "media"
+    yield "storageClasses[0].parameters.meida=ssd", "meida"
+    yield "storageClasses[0].volumeBindingMode=Later", "volumeBindingMode"
+    yield "sidecars.kubeAPIQPS=0", "kubeAPIQPS"
+    yield "sidecars.timeout=30", "timeout"
+    yield "sidecars.leaderElection=false", "leaderElection"
+    yield "metrics.port=70000", "port"
+    yield "logLevel=verbose", "logLevel"
+    yield "image.pullPolicy=Sometimes", "pullPolicy"
+    yield "controller.replicas=-1", "replicas"
+
+
+@pytest.mark.parametrize(("setting", "said"), list(_wrong()))
+def test_a_mistake_is_refused_and_named(setting: str, said: str) -> None:
+    name, _, value = setting.partition("=")
+    flag = "--set-json" if value.startswith("[") else "--set"
+    done = helm(flag, f"{name}={value}")
+    assert done.returncode != 0
+    assert said.lower() in done.stderr.lower()
+
+
+def test_the_kustomize_base_is_what_the_chart_makes() -> None:
+    argv = [sys.executable, str(ROOT / "scripts/render_kustomize.py"), "--check"]
+    done = subprocess.run(argv, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
