@@ -30,8 +30,9 @@ RUN for program in mkfs.btrfs cryptsetup mkfs.ext4 mount blkid mkfs.xfs; do \
 # What no program of the driver's needs: xfs_scrub with its 37 MB of Unicode tables, pip, perl, documentation. Python's own
 # modules are compiled anew: in the image their files have another time than the one they were compiled with.
 RUN rm -rf /usr/sbin/xfs_scrub* /usr/lib/*/libicu* /usr/bin/perl* /usr/lib/*/perl* /usr/share/perl* \
-        /usr/share/python-wheels /usr/share/doc /usr/share/man /usr/share/info /usr/share/locale /usr/share/zoneinfo \
-        /usr/share/lintian /usr/share/bash-completion /var/lib/apt/lists /var/cache /var/log \
+        /usr/lib/python3/dist-packages /usr/share/python-wheels /usr/share/doc /usr/share/man /usr/share/info \
+        /usr/share/locale /usr/share/zoneinfo /usr/share/lintian /usr/share/bash-completion \
+        /var/lib/apt/lists /var/cache /var/log \
     && find /usr -depth \( -name pip -o -name 'pip-*' -o -name ensurepip -o -name idlelib -o -name __pycache__ \) \
         -exec rm -rf {} + \
     && mkdir -m 755 /var/cache /var/log \

@@ -84,7 +84,8 @@ if [ "$BASE_IMAGE" = "$MADE_BASE" ]; then
     made_base
 fi
 
-set -- --isolation chroot --layers --pull-never --format docker --timestamp "$SOURCE_DATE_EPOCH" \
+# Of the two formats, docker's would have the builder's own container in it.
+set -- --isolation chroot --layers --pull-never --format oci --timestamp "$SOURCE_DATE_EPOCH" \
     --build-arg BASE_IMAGE="$BASE_IMAGE" --tag "$IMAGE"
 [ ! -f "$CA" ] || set -- "$@" --volume "$CA:$CA:ro"
 builder build "$@" . >&2

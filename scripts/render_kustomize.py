@@ -24,11 +24,11 @@ def template(*arguments: str) -> str:
     """
     if not HELM.exists():
         sys.exit(f"{HELM.relative_to(ROOT)} is missing; run: make tools")
-    argv = [
-        str(HELM),
+    argv: list[str | Path] = [
+        HELM,
         "template",
         "csi-local",
-        str(CHART),
+        CHART,
         "--namespace",
         "csi-local",
         "--kube-version",

@@ -7,10 +7,12 @@ out, and the watch goes on where it stopped; where the server no longer knows th
 
 import logging
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from csi_local.kube.api import Api, Object
 from csi_local.model.errors import DriverError, Expired
@@ -125,7 +127,7 @@ class Cache:
 
     def _put(self, name: str, before: Object | None, found: Object | None, version: int) -> None:
         if found is not None:
-            self._objects[name] = found
+            self._objects[name] = found = _lean(found)
             self._gone.pop(name, None)
         else:
             self._objects.pop(name, None)
@@ -202,6 +204,21 @@ class Cache:
             self._version = version
             if self._stopping.is_set():
                 return
+
+
+def _lean(found: Object) -> Object:
+    """An object to be kept: words that all of them have are shared, and who wrote which field is left out."""
+    found = _shared(found)
+    found["metadata"].pop("managedFields", None)
+    return found
+
+
+def _shared(value: Any) -> Any:  # noqa: ANN401 (JSON)
+    if isinstance(value, dict):
+        return {sys.intern(key): _shared(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_shared(one) for one in value]
+    return sys.intern(value) if isinstance(value, str) else value
 
 
 def _version(found: Object) -> int:

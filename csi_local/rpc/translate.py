@@ -190,7 +190,7 @@ def accessibility_of(topology: csi_pb2.Topology) -> Accessibility:
 
 def _node(topology: csi_pb2.Topology) -> str | None:
     """The node that a topology names; "" for any, where it says nothing, and None for none of ours."""
-    return topology.segments.get(TOPOLOGY_KEY) if topology.segments else ""
+    return (topology.segments.get(TOPOLOGY_KEY) or None) if topology.segments else ""
 
 
 def topology(node: str) -> csi_pb2.Topology:

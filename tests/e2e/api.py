@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import ssl
-import threading
 import time
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode, urlsplit
@@ -52,39 +51,33 @@ class ApiError(Exception):
 
 
 class Api:
-    """A client for the cluster whose keys are in `keys`. Threads have a connection each."""
+    """A client for the cluster whose keys are in `keys`, for many threads: each takes a connection that is idle."""
 
     def __init__(self, keys: Path) -> None:
         self._tls = ssl.create_default_context(cafile=str(keys / "ca.crt"))
         self._headers = {"Authorization": f"Bearer {control_plane.token(keys, 'admin')}"}
-        self._local = threading.local()
+        self._idle: list[http.client.HTTPSConnection] = []
 
     # Requests
 
     def request(self, method: str, path: str, body: object = None, content_type: str = "application/json") -> Any:  # noqa: ANN401
         """Make one request and return what was answered. Raises ApiError, or OSError if nobody answers."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._connect(REQUEST_SECONDS)
         data = None if body is None else json.dumps(body)
-        status, answer = self._exchange(method, path, data, content_type)
-        if status >= http.client.BAD_REQUEST:
-            raise ApiError(status, answer.decode(errors="replace"))
-        return json.loads(answer) if answer[:1] in (b"{", b"[") else answer.decode()
-
-    def _exchange(self, method: str, path: str, data: str | None, content_type: str) -> tuple[int, bytes]:
-        """Make a request on this thread's connection; on a new one when the server has closed the one it had."""
-        connection: http.client.HTTPSConnection | None = getattr(self._local, "connection", None)
-        reused = connection is not None
-        if connection is None:
-            connection = self._local.connection = self._connect(REQUEST_SECONDS)
         try:
             connection.request(method, path, data, {**self._headers, "Content-Type": content_type})
             response = connection.getresponse()
-            return response.status, response.read()
+            answer = response.read()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
-            self._local.connection = None
-            if reused and isinstance(error, http.client.RemoteDisconnected):
-                return self._exchange(method, path, data, content_type)
             raise ConnectionError(f"{method} {path}: {error!r}") from error
+        self._idle.append(connection)
+        if response.status >= http.client.BAD_REQUEST:
+            raise ApiError(response.status, answer.decode(errors="replace"))
+        return json.loads(answer) if answer[:1] in (b"{", b"[") else answer.decode()
 
     def get(self, kind: str, name: str, namespace: str = "default") -> Object | None:
         """Return an object, or None when there is no such."""
