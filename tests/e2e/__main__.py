@@ -1,6 +1,7 @@
 """`python -m tests.e2e`: the driver in a real Kubernetes on this machine.
 
 python -m tests.e2e scenarios [PYTEST ARGUMENTS]   what users do, with real pods
+python -m tests.e2e bench                           how long claims and pods take, and the driver's memory
 python -m tests.e2e shell [COMMAND]                 a cluster with the driver until the command ends
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import binaries, cluster, images, install, node, sandbox
+from tests.e2e import bench, binaries, cluster, images, install, node, sandbox
 from tests.e2e.provided import Provided
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +59,9 @@ def inside(folder: Path, argv: list[str]) -> int:
         match argv[0]:
             case "scenarios":
                 return pytest.main(["-m", "e2e", "tests/e2e", *argv[1:]], plugins=[Provided(made)])
+            case "bench":
+                bench.report(made, ROOT / ".e2e/bench.json")
+                return 0
             case "shell":
                 env = {**os.environ, "KUBECONFIG": str(made.kubeconfig), "PATH": f"{programs}:{os.environ['PATH']}"}
                 return subprocess.run(argv[1:] or ["sleep", "infinity"], check=False, env=env).returncode
