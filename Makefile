@@ -1,6 +1,9 @@
 PYTHON ?= python3
 export PYTHON
 
+# A container that starts beside a test would keep the test's mounts, and so its loop devices, as long as it lives.
+ALONE := unshare --mount --propagation private
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # tests of the kernel share one machine
 .PHONY: help setup demo check test test-root test-kernel sanity bench soak e2e setup-e2e e2e-binaries image clean format proto manifests lock python tools
@@ -23,22 +26,22 @@ check: python ## formatting, lint, types, imports between rooms, generated files
 	.venv/bin/hadolint Dockerfile
 
 test: sanity test-kernel ## everything that must hold for a change to land (root)
-	.venv/bin/pytest -m "not uml and not e2e"
+	$(ALONE) .venv/bin/pytest -m "not uml and not e2e"
 
 test-root: setup ## only the tests on the real kernel (root)
-	.venv/bin/pytest -m root
+	$(ALONE) .venv/bin/pytest -m root
 
 test-kernel: setup tools ## the tests inside User-Mode Linux: project quota, power cuts
 	tests/uml/run
 
 sanity: setup tools ## csi-sanity against every kind of volume (root)
-	.venv/bin/python tests/sanity/run.py
+	$(ALONE) .venv/bin/python tests/sanity/run.py
 
 bench: setup ## measure against the bare filesystem (root)
 	.venv/bin/python -m tests.bench
 
 soak: setup ## half an hour of mixed load with faults, held to every answer (root)
-	unshare --mount .venv/bin/python -m tests.soak # else a container that starts beside it keeps its mounts
+	$(ALONE) .venv/bin/python -m tests.soak
 
 e2e: setup tools setup-e2e ## the driver in a real Kubernetes of two nodes, with real pods (root)
 	PATH="$$PATH:$$PWD/.tools/go/go/bin" .venv/bin/python -m tests.e2e scenarios
