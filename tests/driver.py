@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 PROGRAM = Path(sys.executable).parent / "csi-local"
 READY_SECONDS = 30.0
-STOP_SECONDS = 20.0
+STOP_SECONDS = 10.0
 SWEEP_SECONDS = 5.0
 """What the driver removes in the background must be gone after this."""
 
