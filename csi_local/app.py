@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _ARENAS = 2
-_COPIES_END_WITHIN_S = 5.0
+_COPIES_END_WITHIN_S = 1.0
 _CONTROLLER_WORKERS = 160
 """Most of them wait for a node's answer; csi-provisioner asks for 100 volumes at once."""
 

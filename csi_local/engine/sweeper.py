@@ -46,12 +46,12 @@ class Sweeper:
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the removal under way; what is not removed is found at the next start."""
+        """End, perhaps amid a removal; what is not removed is found at the next start."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         if self._thread.is_alive():
-            self._thread.join(timeout=5)
+            self._thread.join(timeout=1)
 
     def add(self, path: str) -> None:
         """Remove *path* soon."""

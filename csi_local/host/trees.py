@@ -21,6 +21,7 @@ from csi_local.model.errors import FailedPrecondition
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEEPEST = 200
 """Directories inside each other. Each is held open, twice, and a process has 1,024 files by default."""
@@ -148,12 +149,17 @@ class _Copy:
 
     def _other(self, old: int, new: int, name: str) -> None:
         """A symbolic link, FIFO, socket or device node."""
-        seen = os.stat(name, dir_fd=old, follow_symlinks=False)
-        kind = stat.S_IFMT(seen.st_mode)
-        if kind in (stat.S_IFREG, stat.S_IFDIR):
-            _exchanged(name)
+        found = os.open(name, _LOOK, dir_fd=old)
+        try:
+            seen = os.fstat(found)
+            kind = stat.S_IFMT(seen.st_mode)
+            if kind in (stat.S_IFREG, stat.S_IFDIR):
+                _exchanged(name)
+            leads_to = os.readlink("", dir_fd=found) if kind == stat.S_IFLNK else ""
+        finally:
+            os.close(found)
         if kind == stat.S_IFLNK:
-            os.symlink(os.readlink(name, dir_fd=old), name, dir_fd=new)
+            os.symlink(leads_to, name, dir_fd=new)
         else:
             os.mknod(name, seen.st_mode, seen.st_rdev, dir_fd=new)
         os.chown(name, seen.st_uid, seen.st_gid, dir_fd=new, follow_symlinks=False)

@@ -28,7 +28,7 @@ WORKERS = 64
 
 Service = Identity | Controller | GroupController | Node
 
-_GRACE_S = 8.0
+_GRACE_S = 6.0
 _MAX_SOCKET_PATH = 107
 _OPTIONS = (("grpc.so_reuseport", 0),)
 

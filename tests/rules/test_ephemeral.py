@@ -14,6 +14,7 @@ from tests.observe import MIB
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from tests.driver import Driver
 
@@ -186,9 +187,9 @@ def test_any_handle(driver: Driver, handle: str) -> None:
     assert not target.exists()
 
 
-def test_a_link_at_the_target_is_not_followed(driver: Driver) -> None:
-    outside = driver.root / "outside"
-    outside.mkdir(exist_ok=True)
+def test_a_link_at_the_target_is_not_followed(driver: Driver, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
     target = driver.root / "kubelet" / "link" / "mount"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.symlink_to(outside)

@@ -247,15 +247,14 @@ class TestGroup:
             driver.stage(volume, access=self.group(EXT4, gid))
         assert observe.mount_at(driver.staging_path(volume)) is None
 
-    def test_a_symlink_in_the_volume_does_not_hand_the_group_to_others(self, driver: Driver) -> None:
+    def test_a_symlink_in_the_volume_does_not_hand_the_group_to_others(self, driver: Driver, tmp_path: Path) -> None:
         volume = EXT4.create(driver)
-        outside = driver.root / "outside"
+        outside = tmp_path / "outside"
         outside.write_text("not yours")
         (driver.attach(volume) / "link").symlink_to(outside)
         driver.detach(volume)
         attach(driver, volume, self.group(EXT4))
         assert outside.stat().st_gid == 0
-        outside.unlink()
 
 
 def as_member(script: str, *, cwd: Path, gid: int) -> None:

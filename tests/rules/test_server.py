@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -217,6 +218,23 @@ class TestEnd:
         assert driver.process.wait(10) == 0
         driver.disconnect()
         assert codes[0] in (Code.OK, Code.UNAVAILABLE, Code.CANCELLED)
+        driver.start()
+        observe.put(driver.attach(volume), b"works")
+
+    def test_a_mkfs_of_minutes_does_not_hold_it_up(self, start: Start, tmp_path: Path) -> None:
+        mkfs = tmp_path / "mkfs.ext4"
+        mkfs.write_text('#!/bin/sh\necho $$ > "$0.pid.new"\nmv "$0.pid.new" "$0.pid"\nexec sleep 30\n')
+        mkfs.chmod(0o755)
+        driver = start(POOL, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"})
+        volume = EXT4.create(driver)
+        thread = threading.Thread(target=lambda: outcome(lambda: driver.stage(volume)))
+        thread.start()
+        pid = tmp_path / "mkfs.ext4.pid"
+        observe.until(pid.exists, "mkfs began")
+        driver.stop()
+        thread.join()
+        mkfs.unlink()
+        os.kill(int(pid.read_text()), signal.SIGKILL)
         driver.start()
         observe.put(driver.attach(volume), b"works")
 
