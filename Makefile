@@ -6,7 +6,7 @@ ALONE := $(if $(filter 0,$(shell id -u)),unshare --mount --propagation private)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # tests of the kernel share one machine
-.PHONY: help setup demo check test test-root test-kernel sanity bench soak e2e setup-e2e e2e-binaries image clean format proto manifests lock python tools
+.PHONY: help setup demo check test test-root test-kernel sanity bench soak e2e e2e-external e2e-bench setup-e2e e2e-binaries image clean format proto manifests lock python tools
 
 help:
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -45,6 +45,12 @@ soak: setup ## half an hour of mixed load with faults, held to every answer (roo
 
 e2e: setup tools setup-e2e ## the driver in a real Kubernetes of two nodes, with real pods (root)
 	PATH="$$PATH:$$PWD/.tools/go/go/bin" .venv/bin/python -m tests.e2e scenarios
+
+e2e-external: setup tools setup-e2e ## the storage suite of Kubernetes itself (root)
+	PATH="$$PATH:$$PWD/.tools/go/go/bin" .venv/bin/python -m tests.e2e external
+
+e2e-bench: setup tools setup-e2e ## measure claims and pods in that cluster (root)
+	PATH="$$PATH:$$PWD/.tools/go/go/bin" .venv/bin/python -m tests.e2e bench
 
 image: ## build the container image (root)
 	@scripts/setup.sh image

@@ -15,6 +15,8 @@ from csi_local.model.volume import Allocation, BackendKind, QuotaMode
 from csi_local.plan import sizes
 from csi_local.plan.request import Shape
 
+_COARSE_BITS = 7
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
@@ -48,6 +50,16 @@ class Capacity:
     available: Bytes
     largest: Bytes
     smallest: Bytes
+
+    def coarse(self) -> "Capacity":
+        """The same, rounded down by less than two in a hundred, so that it seldom changes."""
+        largest = max(_coarse(self.largest), self.smallest) if self.largest else self.largest
+        return replace(self, available=max(_coarse(self.available), largest), largest=largest)
+
+
+def _coarse(room: Bytes) -> Bytes:
+    low = max(0, room.bit_length() - _COARSE_BITS)
+    return Bytes(room >> low << low)
 
 
 def place(

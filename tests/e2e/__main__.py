@@ -2,6 +2,7 @@
 
 python -m tests.e2e scenarios [PYTEST ARGUMENTS]   what users do, with real pods
 python -m tests.e2e bench                           how long claims and pods take, and the driver's memory
+python -m tests.e2e external [PATTERN]              the storage suite of Kubernetes
 python -m tests.e2e shell [COMMAND]                 a cluster with the driver until the command ends
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e import bench, binaries, cluster, images, install, node, sandbox
+from tests.e2e import bench, binaries, cluster, external, images, install, node, sandbox
 from tests.e2e.provided import Provided
 
 ROOT = Path(__file__).parents[2]
@@ -33,9 +34,12 @@ def main() -> int:
         sys.exit("this starts containers: run it as root")
     if missing := node.programs_missing():
         sys.exit(f"missing: {', '.join(missing)}\nRun: make setup-e2e")
-    programs = binaries.build(["cluster"])
+    suite = sys.argv[1:2] == ["external"]
+    programs = binaries.build(["cluster", *(["external"] if suite else [])])
     with sandbox.folder() as folder:
         images.make_stand_ins(folder / "images", programs)
+        if suite:
+            external.make_images(folder / "images", programs)
         install.build_image(folder / "images/csi-local.tar")
         try:
             return sandbox.run([sys.executable, "-m", "tests.e2e", *sys.argv[1:]], {INSIDE: str(folder)})
@@ -59,6 +63,8 @@ def inside(folder: Path, argv: list[str]) -> int:
         match argv[0]:
             case "scenarios":
                 return pytest.main(["-m", "e2e", "tests/e2e", *argv[1:]], plugins=[Provided(made)])
+            case "external":
+                return external.run(made, ROOT / ".e2e/external", argv[1:])
             case "bench":
                 bench.report(made, ROOT / ".e2e/bench.json")
                 return 0

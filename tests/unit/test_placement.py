@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from csi_local.model.parameters import ClassParameters
 from csi_local.model.pool import Abilities, Media, PoolKind, PoolView, QuotaSupport
-from csi_local.model.quantity import GIB, Bytes
+from csi_local.model.quantity import GIB, MIB, Bytes
 from csi_local.model.volume import Allocation, BackendKind, Filesystem, QuotaMode
-from csi_local.plan.placement import available, place, unfit
+from csi_local.plan.placement import Capacity, available, place, unfit
 from csi_local.plan.request import Shape
 
 ABLE = Abilities(filesystem="xfs", reflink=True, quota=QuotaSupport.PROJECT, direct_io=True, preallocate=True)
@@ -138,3 +138,19 @@ def test_a_thin_volume_has_other_room() -> None:
     assert available(thin, view("pool")) == 20 * GIB
     assert available(dataclasses.replace(thin, backend=BackendKind.DIRECTORY), view("pool")) == 10 * GIB
     assert available(ClassParameters(), view("pool")) == 10 * GIB
+
+
+@given(st.integers(0, 1 << 60), st.integers(0, 1 << 60))
+def test_coarse_room_is_never_more_and_hardly_less(largest: int, others: int) -> None:
+    exact = Capacity(available=Bytes(largest + others), largest=Bytes(largest), smallest=Bytes(min(largest, 16 * MIB)))
+    coarse = exact.coarse()
+    for before, after in ((exact.available, coarse.available), (exact.largest, coarse.largest)):
+        assert before * 63 // 64 <= after <= before
+    assert coarse.smallest <= coarse.largest <= coarse.available
+
+
+def test_a_small_volume_hardly_ever_changes_the_coarse_room_of_a_large_pool() -> None:
+    def coarse(room: int) -> Capacity:
+        return Capacity(available=Bytes(room), largest=Bytes(room), smallest=Bytes(MIB)).coarse()
+
+    assert len({coarse(1024 * GIB - number * 16 * MIB) for number in range(100)}) <= 2
