@@ -34,6 +34,8 @@ def main() -> int:
         sys.exit("this starts containers: run it as root")
     if missing := node.programs_missing():
         sys.exit(f"missing: {', '.join(missing)}\nRun: make setup-e2e")
+    if not install.HELM.exists():
+        sys.exit(f"missing: {install.HELM}\nRun: make tools")
     suite = sys.argv[1:2] == ["external"]
     programs = binaries.build(["cluster", *(["external"] if suite else [])])
     with sandbox.folder() as folder:

@@ -84,7 +84,6 @@ SETS: Mapping[str, tuple[Tool, ...]] = {
             programs={"csi-resizer": "cmd/csi-resizer"},
             as_released=True,
         ),
-        Tool(module="helm.sh/helm/v3", version="v3.22.0", programs={"helm": "cmd/helm"}, as_released=True),
     ),
     "snapshots": (SNAPSHOTTER,),
     "external": (

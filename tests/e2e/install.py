@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy/chart/csi-local"
+HELM = ROOT / ".tools/bin/helm"
 NAMESPACE = "csi-local"
 DRIVER = "csi-local.io"
 TOPOLOGY_KEY = "topology.csi-local.io/node"
@@ -72,13 +73,13 @@ def build_image(archive: Path) -> None:
     subprocess.run([ROOT / "scripts/image.sh"], check=True, env=environment, timeout=IMAGE_SECONDS)
 
 
-def install(cluster: Cluster) -> None:
-    """Install the chart, and return when every container is ready."""
+def install(cluster: Cluster, **changed: Any) -> None:  # noqa: ANN401
+    """Install the chart, or upgrade it to changed values, and return when every container is ready."""
     values = cluster.folder / "values.yaml"
-    values.write_text(yaml.safe_dump(VALUES))
+    values.write_text(yaml.safe_dump({**VALUES, **changed}))
     where = ("--kubeconfig", cluster.kubeconfig, "--namespace", NAMESPACE)
     wait = ("--wait", "--timeout", f"{INSTALL_SECONDS}s")
-    argv = (cluster.programs / "helm", "upgrade", "--install", "csi-local", CHART, "--values", values)
+    argv = (HELM, "upgrade", "--install", "csi-local", CHART, "--values", values)
     try:
         run(*argv, *where, "--create-namespace", *wait, seconds=INSTALL_SECONDS + 30.0)
     except AssertionError:

@@ -32,9 +32,16 @@ def on_node(node: Node) -> Iterator[str]:
             yield f"{node.name}: mount {fields[4]}"
     for device, file in node.loop_devices().items():
         yield f"{node.name}: {device} on {file}"
+    yield from files(node)
+
+
+def files(node: Node) -> Iterator[str]:
+    """Name what is in the pools of a node, deleted or not."""
     for disk in node.disks:
-        for path in node.path(disk.target).glob("volumes/*"):
-            yield f"{node.name}: {path.relative_to(node.path('/'))}"
+        pool = node.path(disk.target)
+        assert (pool / "pool.json").exists(), f"{pool} is no pool"
+        for pattern in ("volumes/*", "snapshots/*", "groups/*", ".new-*", ".trash-*"):
+            yield from (f"{node.name}: {path.relative_to(node.path('/'))}" for path in pool.glob(pattern))
 
 
 def demand_none(cluster: Cluster) -> None:

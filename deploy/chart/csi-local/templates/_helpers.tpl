@@ -65,6 +65,10 @@ image, and what is given besides. What lies in a directory that is mounted anywa
 - --kube-api-burst={{ .root.Values.sidecars.kubeAPIBurst }}
 - --leader-election={{ .root.Values.sidecars.leaderElection }}
 - --leader-election-namespace={{ .root.Release.Namespace }}
+# Where all controllers died at once, nobody leads for the length of a lease.
+- --leader-election-lease-duration=10s
+- --leader-election-renew-deadline=7s
+- --leader-election-retry-period=2s
 - --http-endpoint=:{{ .port }}
 - --v={{ .root.Values.sidecars.logLevel }}
 {{- end }}
