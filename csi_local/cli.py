@@ -235,6 +235,6 @@ def _adopt(arguments: argparse.Namespace, flags: dict[str, object]) -> int:
 
 
 def _demo(arguments: argparse.Namespace, _flags: dict[str, object]) -> int:
-    from csi_local import demo  # noqa: PLC0415
+    from csi_local.demo import story  # noqa: PLC0415
 
-    return demo.run(arguments.dir)
+    return story.run(arguments.dir)

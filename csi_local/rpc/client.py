@@ -59,13 +59,17 @@ class Client:
         request = csi_pb2.GetCapacityRequest(parameters=parameters)
         return self._controller.GetCapacity(request, timeout=_DEADLINE_S).maximum_volume_size.value
 
-    def create(self, name: str, size: int, parameters: dict[str, str], *, block: bool = False) -> tuple[str, int]:
-        """CreateVolume; the volume's id and size in bytes."""
+    def create(
+        self, name: str, size: int, parameters: dict[str, str], *, block: bool = False, snapshot: str = ""
+    ) -> tuple[str, int]:
+        """CreateVolume, from a snapshot where one is named; the volume's id and size in bytes."""
+        source = csi_pb2.VolumeContentSource.SnapshotSource(snapshot_id=snapshot)
         request = csi_pb2.CreateVolumeRequest(
             name=name,
             capacity_range=csi_pb2.CapacityRange(required_bytes=size),
             volume_capabilities=[_capability(block=block)],
             parameters=parameters,
+            volume_content_source=csi_pb2.VolumeContentSource(snapshot=source) if snapshot else None,
         )
         volume = _answer(self._controller.CreateVolume, request).volume
         return volume.volume_id, volume.capacity_bytes
@@ -73,6 +77,15 @@ class Client:
     def delete(self, volume: str) -> None:
         """DeleteVolume."""
         _answer(self._controller.DeleteVolume, csi_pb2.DeleteVolumeRequest(volume_id=volume))
+
+    def snapshot(self, volume: str, name: str) -> str:
+        """CreateSnapshot; its id."""
+        request = csi_pb2.CreateSnapshotRequest(source_volume_id=volume, name=name)
+        return str(_answer(self._controller.CreateSnapshot, request).snapshot.snapshot_id)
+
+    def delete_snapshot(self, snapshot: str) -> None:
+        """DeleteSnapshot."""
+        _answer(self._controller.DeleteSnapshot, csi_pb2.DeleteSnapshotRequest(snapshot_id=snapshot))
 
     def count(self) -> int:
         """How many volumes ListVolumes has."""

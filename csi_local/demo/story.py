@@ -1,7 +1,5 @@
 """``csi-local demo``: real volumes on a real disk, through their whole life, each step with what it proves."""
 
-import hashlib
-import mmap
 import os
 import signal
 import sys
@@ -15,6 +13,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from csi_local.demo import pod
 from csi_local.host import run as programs
 from csi_local.host.linux import LinuxHost
 from csi_local.model.errors import DriverError, FailedPrecondition
@@ -22,6 +21,7 @@ from csi_local.model.quantity import GIB, MIB, format_bytes
 from csi_local.rpc.client import CallFailed, Client
 
 _POOL_SIZE = "4Gi"
+_FIRST_SIZE = 768 * MIB
 _READY_WITHIN_S = 30.0
 _STOP_WITHIN_S = 15.0
 _DIRECTORY = {"backend": "directory"}
@@ -120,6 +120,7 @@ def _story(demo: _Demo) -> None:
         )
     volumes = _make(demo)
     _use(demo, *volumes)
+    _go_back(demo, volumes[0])
     _grow(demo, *volumes)
     _survive(demo, *volumes)
     _end(demo, volumes)
@@ -160,7 +161,7 @@ def _make(demo: _Demo) -> tuple[_Volume, _Volume, _Volume]:
 
         return act
 
-    ext4 = create("data", GIB, {"csi.storage.k8s.io/fstype": "ext4"}, block=False)
+    ext4 = create("data", _FIRST_SIZE, {"csi.storage.k8s.io/fstype": "ext4"}, block=False)
     demo.step("create an ext4 volume", "blocks are reserved: no ENOSPC later inside a pod", ext4)
     demo.step("create it again", "an identical retry finds the same volume", ext4)
     demo.step("create a raw block volume", "for databases that want a disk", create("disk", 256 * MIB, {}, block=True))
@@ -192,30 +193,73 @@ def _publish(demo: _Demo, volume: _Volume) -> Callable[[], None]:
 
 
 def _use(demo: _Demo, data: _Volume, disk: _Volume, files: _Volume) -> None:
-    demo.step("write 64 MiB to the ext4 volume", "an ordinary filesystem", lambda: _write(data, "first", 64 * MIB))
+    demo.step(
+        "write 64 MiB to the ext4 volume", "an ordinary filesystem", lambda: pod.write(data.target, "first", 64 * MIB)
+    )
     demo.step("df of the ext4 volume", "pods and the kubelet see the volume, not the disk", lambda: _df(demo, data))
-    demo.step("read the raw block volume", "new blocks are zeros, never an old owner's data", lambda: _zeros(disk))
-    demo.step("write to the raw block volume", "a real block device", lambda: _write_block(disk, 0))
-    demo.step("write 300 MiB to the 256 MiB directory", "the limit is the filesystem's own", lambda: _overfill(files))
+    demo.step(
+        "read the raw block volume", "new blocks are zeros, never an old owner's data", lambda: pod.zeros(disk.target)
+    )
+    demo.step("write to the raw block volume", "a real block device", lambda: pod.write_block(disk.target, 0))
+    demo.step(
+        "write 300 MiB to the 256 MiB directory",
+        "the limit is the filesystem's own",
+        lambda: pod.overfill(files.target),
+    )
     demo.step("df of the directory volume", "usage is the volume's, not the pool's", lambda: _df(demo, files))
     second = _Volume(id=data.id, staging=data.staging, target=f"{data.target}-2", block=False)
     demo.step("publish the ext4 volume to a second pod", "pods of one node share a volume", _publish(demo, second))
-    demo.step("read there what the first pod wrote", "the same bytes", lambda: _check(second, "first"))
+    demo.step("read there what the first pod wrote", "the same bytes", lambda: pod.check(second.target, "first"))
     demo.step(
         "unpublish the second pod", "the first is not disturbed", lambda: demo.csi.unpublish(second.id, second.target)
     )
+
+
+def _go_back(demo: _Demo, data: _Volume) -> None:
+    taken: list[str] = []
+
+    def take() -> None:
+        taken.append(demo.csi.snapshot(data.id, "before"))
+
+    def restore() -> None:
+        demo.csi.create("restored", _FIRST_SIZE, {"csi.storage.k8s.io/fstype": "ext4"}, snapshot=taken[0])
+        Path(restored.staging).mkdir()
+        demo.csi.stage(restored.id, restored.staging, block=False)
+        _publish(demo, restored)()
+
+    def compare() -> str:
+        now, then = (pod.checksum(volume.target, "first") for volume in (data, restored))
+        pod.see(now != then, "the snapshot has changed with its volume")
+        return pod.check(restored.target, "first")
+
+    restored = _Volume(
+        id="restored", staging=f"{demo.root}/staging-restored", target=f"{demo.root}/pod-restored", block=False
+    )
+    again = partial(pod.write, data.target, "first", 64 * MIB)
+    demo.step("snapshot the ext4 volume while it is used", "frozen for a moment; its blocks are shared", take)
+    demo.step("write other data to that file", "the pod goes on", again)
+    demo.step("restore the snapshot into a new volume", "shared blocks again: no copy, whatever the size", restore)
+    demo.step("read there what was in the file before", "the snapshot has kept it", compare)
+    demo.step("unpublish, unstage, delete restored", "what it shared stays", partial(_remove, demo, restored))
+    demo.step("delete the snapshot", "its room comes back", lambda: demo.csi.delete_snapshot(taken[0]))
 
 
 def _grow(demo: _Demo, data: _Volume, disk: _Volume, files: _Volume) -> None:
     for volume, size in ((disk, 512 * MIB), (files, 512 * MIB), (data, 2 * GIB)):
         demo.step(f"grow {volume.id} while it is used", _GROWING[volume.id], _growing(demo, volume, size))
     demo.step(
-        "write 1 GiB more to the ext4 volume", "it does not fit in the old size", lambda: _write(data, "second", GIB)
+        "write 1 GiB more to the ext4 volume",
+        "it does not fit in the old size",
+        lambda: pod.write(data.target, "second", GIB),
     )
     demo.step(
-        "write behind the raw block volume's old end", "the device has grown", lambda: _write_block(disk, 300 * MIB)
+        "write behind the raw block volume's old end",
+        "the device has grown",
+        lambda: pod.write_block(disk.target, 300 * MIB),
     )
-    demo.step("write 128 MiB more to the directory", "the limit has grown", lambda: _write(files, "more", 128 * MIB))
+    demo.step(
+        "write 128 MiB more to the directory", "the limit has grown", lambda: pod.write(files.target, "more", 128 * MIB)
+    )
 
 
 _GROWING = {
@@ -252,7 +296,11 @@ def _survive(demo: _Demo, data: _Volume, disk: _Volume, files: _Volume) -> None:
     demo.step("start it again", "the pool on the disk is the truth", _start(demo))
     for volume in (data, disk, files):
         demo.step(f"publish {volume.id} again", "it knows that it is there", _publish(demo, volume))
-    demo.step("read everything back", "every checksum is right", lambda: _check(data, "first") + _check(data, "second"))
+    demo.step(
+        "read everything back",
+        "every checksum is right",
+        lambda: pod.check(data.target, "first") + pod.check(data.target, "second"),
+    )
 
 
 def _end(demo: _Demo, volumes: tuple[_Volume, ...]) -> None:
@@ -268,35 +316,10 @@ def _remove(demo: _Demo, volume: _Volume) -> None:
     demo.csi.unpublish(volume.id, volume.target)
     demo.csi.unstage(volume.id, volume.staging)
     demo.csi.delete(volume.id)
-    _see(not os.path.lexists(volume.target), f"{volume.target} is still there")
+    pod.see(not os.path.lexists(volume.target), f"{volume.target} is still there")
 
 
-# --- what a pod does
-
-
-def _see(right: bool, otherwise: str) -> None:  # noqa: FBT001 (an assertion that is never compiled away)
-    if not right:
-        raise FailedPrecondition(otherwise)
-
-
-def _write(volume: _Volume, name: str, size: int) -> str:
-    chunk, digest = os.urandom(MIB), hashlib.sha256()
-    with Path(volume.target, name).open("wb") as file:
-        for _ in range(size // MIB):
-            file.write(chunk)
-            digest.update(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(volume.target, f"{name}.sha256").write_text(digest.hexdigest(), encoding="ascii")
-    return ""
-
-
-def _check(volume: _Volume, name: str) -> str:
-    with Path(volume.target, name).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    wanted = Path(volume.target, f"{name}.sha256").read_text(encoding="ascii")
-    _see(digest == wanted, f"{name} has changed")
-    return ""
+# --- ending
 
 
 def _df(demo: _Demo, volume: _Volume) -> str:
@@ -304,49 +327,12 @@ def _df(demo: _Demo, volume: _Volume) -> str:
     return f"{format_bytes(used)} of {format_bytes(total)} used"
 
 
-def _zeros(volume: _Volume) -> str:
-    with Path(volume.target).open("rb") as device:
-        while block := device.read(MIB):
-            _see(not block.strip(b"\0"), "there is old data on a new volume")
-    return ""
-
-
-def _write_block(volume: _Volume, offset: int) -> str:
-    fd = os.open(volume.target, os.O_RDWR | os.O_DIRECT)
-    try:
-        with mmap.mmap(-1, MIB) as page:
-            page.write(b"csi-local" * 100)
-            os.pwrite(fd, page, offset)
-            with mmap.mmap(-1, MIB) as back:
-                os.preadv(fd, [back], offset)
-                _see(back[:900] == page[:900], "the device does not read back")
-    finally:
-        os.close(fd)
-    return ""
-
-
-def _overfill(volume: _Volume) -> str:
-    written = 0
-    try:
-        with Path(volume.target, "too-much").open("wb", buffering=0) as file:
-            while written < 300 * MIB:
-                written += file.write(os.urandom(MIB))
-                os.fsync(file.fileno())
-    except OSError as error:
-        Path(volume.target, "too-much").unlink()
-        return f"stopped at {format_bytes(written // MIB * MIB)} ({error.strerror})"
-    raise FailedPrecondition("more than the limit could be written")
-
-
-# --- ending
-
-
 def _kill(demo: _Demo, volume: _Volume) -> str:
     if demo.process is not None:
         demo.process.kill()
         demo.process.wait()
     demo.csi.close()
-    return _check(volume, "first")
+    return pod.check(volume.target, "first")
 
 
 def _stop(demo: _Demo) -> str:
@@ -356,7 +342,7 @@ def _stop(demo: _Demo) -> str:
         demo.process.terminate()
         status = demo.process.wait(_STOP_WITHIN_S)
         demo.process = None
-        _see(status == 0, f"the driver ended with status {status}")
+        pod.see(status == 0, f"the driver ended with status {status}")
     return ""
 
 
@@ -386,4 +372,8 @@ def _clean_up(demo: _Demo) -> None:
 
 def _left_behind(host: LinuxHost, root: str) -> list[str]:
     left = [f"mount {mount.point}" for mount in host.mounts(root)]
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with suppress(OSError):  # detached this moment
+            if backing.read_text(encoding="utf-8").startswith(root):
+                left.append(f"loop device {backing.parts[3]}")
     return left + ([root] if os.path.lexists(root) else [])

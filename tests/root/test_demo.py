@@ -1,0 +1,51 @@
+"""``csi-local demo``, as a new user runs it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import observe
+from tests.driver import PROGRAM
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.root
+INTERRUPTED = 130
+
+
+def demo(folder: Path) -> subprocess.Popen[str]:
+    """Start it."""
+    argv = [PROGRAM, "demo", "--dir", folder]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def demand_nothing(folder: Path) -> None:
+    assert not list(folder.iterdir())
+    assert not observe.mounts(folder)
+    assert not [file for file in observe.loops().values() if file.startswith(str(folder))]
+
+
+def test_the_whole_story(folder: Path) -> None:
+    with demo(folder) as process:
+        printed, complaints = process.communicate(timeout=300)
+    assert process.returncode == 0, complaints
+    assert "restore the snapshot into a new volume" in printed
+    assert "nothing leaks: no mount, loop device or file" in printed
+    demand_nothing(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_interrupted_one_leaves_nothing(folder: Path, number: signal.Signals) -> None:
+    with demo(folder) as process:
+        observe.until(lambda: observe.mounts(folder), "its pool is mounted", seconds=30)
+        time.sleep(1)
+        process.send_signal(number)
+        _, complaints = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED, complaints
+    demand_nothing(folder)
