@@ -21,7 +21,7 @@ INTERRUPTED = 130
 
 def demo(folder: Path) -> subprocess.Popen[str]:
     """Start it."""
-    argv = [PROGRAM, "demo", "--dir", folder]
+    argv = [str(PROGRAM), "demo", "--dir", str(folder)]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
