@@ -8,7 +8,7 @@ from contextlib import suppress
 from http.client import HTTPException
 from typing import TYPE_CHECKING
 
-from tests.e2e.api import path_of
+from tests.e2e.api import ApiError, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -30,13 +30,32 @@ class Timeline:
 
     def watch(self, kind: str, namespace: str | None, events: Callable[[str, Object], Iterator[str]]) -> None:
         """Follow a kind in the background; `events` names what an object's change means."""
-        version = self._api.request("GET", path_of(kind, namespace))["metadata"]["resourceVersion"]
+        there: dict[str, Object] = {}
+
+        def tell(change: str, found: Object) -> None:
+            name = found["metadata"]["name"]
+            if change == "DELETED":
+                there.pop(name, None)
+            else:
+                there[name] = found
+            for event in events(change, found):
+                self._mark((name, event))
 
         def follow() -> None:
-            with suppress(OSError, HTTPException, ValueError):  # the cluster has ended, and with it this thread
-                for change in self._api.watch(kind, namespace, version, WATCH_SECONDS):
-                    for event in events(change["type"], change["object"]):
-                        self._mark((change["object"]["metadata"]["name"], event))
+            with suppress(
+                OSError, HTTPException, ValueError, ApiError
+            ):  # the cluster has ended, and with it this thread
+                while True:  # a watch ends now and then; what happened meanwhile is told late, but told
+                    listed = self._api.request("GET", path_of(kind, namespace))
+                    now = {item["metadata"]["name"]: item for item in listed["items"]}
+                    for name in set(there) - set(now):
+                        tell("DELETED", there[name])
+                    for item in now.values():
+                        tell("ADDED", item)
+                    for change in self._api.watch(
+                        kind, namespace, listed["metadata"]["resourceVersion"], WATCH_SECONDS
+                    ):
+                        tell(change["type"], change["object"])
 
         threading.Thread(target=follow, daemon=True).start()
 
