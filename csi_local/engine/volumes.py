@@ -177,12 +177,12 @@ class Volumes:
         self._sweeper.add(trash)
 
     def _check_unused(self, pool: Pool, volume: VolumeId) -> None:
-        loops = self._observer.loops(pool.layout, volume)
-        points = self._observer.mount_points(pool.layout, volume, loops)
+        devices = self._observer.stack(pool.layout, volume)
+        points = self._observer.mount_points(pool.layout, volume, devices)
         if points:
             raise FailedPrecondition(f"volume {volume} is in use: it is mounted at {', '.join(points)}")
-        if loops:
-            raise FailedPrecondition(f"volume {volume} is in use: {loops[0].path} is attached to it; unstage it first")
+        if devices.top:
+            raise FailedPrecondition(f"volume {volume} is in use: {devices.top[0].path} is on it; unstage it first")
 
     def get(self, shown: str) -> VolumeView:
         """A volume by its id.
@@ -216,8 +216,8 @@ class Volumes:
         found = data or image
         if found is None:
             return "its data is gone from the pool"
-        if found.kind is FileKind.FILE and found.size < record.size:
-            return f"its image has {found.size} bytes instead of {record.size}"
+        if found.kind is FileKind.FILE and found.size < record.image_size:
+            return f"its image has {found.size} bytes instead of {record.image_size}"
         return ""
 
     def list(self, after: str, count: int, *, ephemeral: bool = False) -> tuple[list[VolumeView], str]:

@@ -12,7 +12,7 @@ from csi_local.backends import directory
 from csi_local.model.observed import FileKind
 from csi_local.model.operations import Detach, Operation, RemoveTree, ResizeImage
 from csi_local.model.pool import Abilities, PoolKind
-from csi_local.model.quantity import Bytes, format_bytes
+from csi_local.model.quantity import format_bytes
 from csi_local.model.volume import BackendKind, FormatState, QuotaMode, VolumeRecord
 from csi_local.plan.findings import Finding, LimitSeen, LoopSeen, PoolSeen, Seen, Severity, TakeOver, VolumeSeen
 from csi_local.plan.staging import lost
@@ -224,18 +224,19 @@ def _image(pool: PoolSeen, volume: VolumeSeen, record: VolumeRecord) -> Iterator
         yield say(pool, Severity.ERROR, path, "the volume's image is gone", "restore it from a backup")
         return
     size, blocks = seen.info.size, seen.info.allocated
-    if size < record.size:
-        found = f"the image was cut short: it has {size} bytes instead of {record.size}, and what was behind is lost"
+    whole = record.image_size
+    if size < whole:
+        found = f"the image was cut short: it has {size} bytes instead of {whole}, and what was behind is lost"
         fix = "restore it from a backup; it is left as it is and cannot be staged"
         yield say(pool, Severity.ERROR, path, found, fix)
         return
-    if size > record.size:
-        found = f"the image has {size} bytes, its record says {record.size}: growing was cut short, which is harmless"
+    if size > whole:
+        found = f"the image has {size} bytes, its record says {whole}: growing was cut short, which is harmless"
         yield say(pool, Severity.INFO, path, found, "nothing: growing it again completes it")
-    if record.thick and blocks < record.size:
-        lacking = format_bytes(record.size - blocks)
-        found = f"{lacking} of its {format_bytes(record.size)} have no blocks reserved: writes may meet a full pool"
-        mend = ResizeImage(path=path, size=Bytes(record.size), thick=True)
+    if record.thick and blocks < whole:
+        lacking = format_bytes(whole - blocks)
+        found = f"{lacking} of its {format_bytes(whole)} have no blocks reserved: writes may meet a full pool"
+        mend = ResizeImage(path=path, size=whole, thick=True)
         yield say(pool, Severity.WARNING, path, found, "--repair reserves them; so does staging it", (mend,))
     yield from _format(pool, volume, record, path)
 

@@ -79,5 +79,5 @@ def grow(record: VolumeRecord, after: VolumeRecord, layout: Layout, abilities: A
     if record.backend is BackendKind.DIRECTORY:
         bytes_grown = directory.limit(record, layout.data(record.id), Bytes(after.size), abilities)
     else:
-        bytes_grown = loopfile.grow(record, layout.image(record.id), Bytes(after.size))
+        bytes_grown = loopfile.grow(after, layout.image(record.id))
     return (*bytes_grown, WriteRecord(path=layout.record(record.id), record=after))
