@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from csi_local.backends import directory
+from csi_local.backends import directory, luks
 from csi_local.model.observed import FileKind
 from csi_local.model.operations import Detach, Operation, RemoveTree, ResizeImage
 from csi_local.model.pool import Abilities, PoolKind
@@ -242,17 +242,20 @@ def _image(pool: PoolSeen, volume: VolumeSeen, record: VolumeRecord) -> Iterator
 
 
 def _format(pool: PoolSeen, volume: VolumeSeen, record: VolumeRecord, path: str) -> Iterator[Finding]:
-    if record.format is FormatState.FORMATTING:
-        found = "staging was cut short while the filesystem was made, which is harmless: nobody has used it yet"
+    encryption = record.encryption
+    state, made = (encryption.state, "header") if encryption else (record.format, "filesystem")
+    expected = (luks.SIGNATURE, encryption.uuid) if encryption else (record.filesystem, record.fs_uuid)
+    if state is FormatState.FORMATTING:
+        found = f"staging was cut short while the {made} was made, which is harmless: nobody has used it yet"
         yield say(pool, Severity.INFO, path, found, "nothing: staging it again completes it")
     elif volume.unreadable:
         found = f"what is on the image cannot be found out: {volume.unreadable}"
         yield say(pool, Severity.ERROR, path, found, "look at the kernel's log and at the disk under the pool")
-    elif record.format is FormatState.FORMATTED:
+    elif state is FormatState.FORMATTED:
         there = volume.signature
-        if there is None or (there.type, there.uuid) != (record.filesystem, record.fs_uuid):
+        if there is None or (there.type, there.uuid) != expected:
             what = f"{there.type} (UUID {there.uuid or 'none'})" if there else "nothing"
-            found = f"it was formatted as {record.filesystem} (UUID {record.fs_uuid}), and {what} is found on it"
+            found = f"it was formatted as {expected[0]} (UUID {expected[1]}), and {what} is found on it"
             yield say(pool, Severity.ERROR, path, found, "restore it from a backup; it is never formatted again")
 
 
