@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
+from csi_local.engine.erasing import remove_erased
 from csi_local.host.api import Host, Proceed
 from csi_local.model import operations as op
 from csi_local.model.errors import DriverError, FailedPrecondition
@@ -91,7 +92,7 @@ class Executor:
             case op.MakeSubvolume(path=path):
                 host.make_subvolume(path)
             case op.RemoveTree(path=path):
-                host.remove_tree(path)
+                remove_erased(host, path)
             case op.SyncDirectory(path=path):
                 host.sync_dir(path)
             case op.OpenToPods(path=path):
@@ -154,9 +155,10 @@ class Executor:
             case op.RefreshLoops(path=path):
                 for loop in host.loops(path):
                     host.refresh(loop)
-            case op.GrowMounted(path=path, filesystem=filesystem):
+            case op.GrowMounted(path=path, filesystem=filesystem, least=least):
                 device = run.device().path if run.opened or run.loop else self._device_under(path)
-                host.grow_mounted(path, filesystem, device)
+                if (grown := host.grow_mounted(path, filesystem, device)) < least:
+                    raise FailedPrecondition(f"the filesystem at {path} has {grown} bytes after it grew, not {least}")
             case op.MountDevice(path=path, filesystem=filesystem, flags=flags, data=data):
                 host.mount(run.device().path, path, filesystem, flags, data)
             case op.BindMount(path=path, source=source, flags=flags):
@@ -190,6 +192,8 @@ class Executor:
                 run.opened = host.open_encrypted(carrier, name, run.its_key(), discard=encryption.discard)
             case op.CloseEncrypted(opened=opened):
                 host.close_encrypted(opened)
+            case op.EraseHeader(path=path):
+                host.erase_header(path)
             case op.ResizeEncrypted(opened=opened, size=size):
                 if (seen := host.resize_encrypted(opened, run.its_key())) < size:
                     raise FailedPrecondition(f"{opened.path} has {seen} bytes after it grew, instead of {size}")
@@ -218,7 +222,7 @@ class Executor:
         with suppress(DriverError):
             match operation:
                 case op.MakeDirectory(path=path):
-                    self._host.remove_tree(path)
+                    remove_erased(self._host, path)
                 case op.MakeTargetDirectory(path=path) | op.MakeTargetFile(path=path):
                     self._host.remove(path)
                 case op.MountDevice(path=path) | op.BindMount(path=path) | op.BindDevice(path=path):

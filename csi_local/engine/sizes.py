@@ -18,7 +18,7 @@ from csi_local.model.secret import Secret
 from csi_local.model.volume import BackendKind, Capability, CapacityRange, VolumeRecord
 from csi_local.plan import life, sizes
 from csi_local.plan.request import check_usable
-from csi_local.plan.staging import reserve
+from csi_local.plan.staging import SLACK, reserve
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +101,8 @@ class Sizes:
         grown: list[Operation] = [RefreshLoops(path=pool.layout.image(record.id))]
         over: list[Operation] = [RefreshLoops(path=opened.path) for opened in devices.opened]
         if record.filesystem is not None:
-            over.append(GrowMounted(path=path, filesystem=record.filesystem))
+            least = max(0, record.size - SLACK) if record.encryption else 0
+            over.append(GrowMounted(path=path, filesystem=record.filesystem, least=least))
         over += reserve(record, pool.layout)
         small = [one for one in devices.opened if self._host.device_size(one.path) < record.size]
         if record.encryption is None or not small:

@@ -161,6 +161,9 @@ class Crypt(Protocol):
     def resize_encrypted(self, device: MappedDevice, key: Secret) -> Bytes:
         """Let an open device have the size that the one under it has, and return its own."""
 
+    def erase_header(self, path: str) -> None:
+        """Overwrite an image's header and key slots durably, so that no key opens it; nothing where it has none."""
+
     def all_mapped(self) -> Sequence[MappedDevice]:
         """All of device mapper's devices."""
 

@@ -31,6 +31,10 @@ _IOCTL = struct.Struct("=3I2IIiIIIQ128s129s7x")
 _REMOVE, _TARGET_VERSION = 0xC138FD04, 0xC138FD11
 _TIMEOUT_S = 110.0
 _ANSWER = 16 * KIB
+_METADATA = 32 * KIB
+"""Two copies of what the header says; the key slots lie behind (LUKS2 On-Disk Format Specification, 2)."""
+_MAGIC = ((0, b"LUKS\xba\xbe"), (_METADATA // 2, b"SKUL\xba\xbe"))
+_PIECE = 1 << 20
 _BUSY_FOR_S, _BUSY_PAUSE_S = 2.0, 0.05
 _opening = threading.Lock()
 
@@ -75,6 +79,7 @@ def format_encrypted(device: str, encryption: Encryption, key: Secret) -> None:
     argv = ["luksFormat", "--batch-mode", "--type", "luks2", "--uuid", encryption.uuid]
     argv += ["--cipher", encryption.cipher, "--key-size", str(encryption.key_bits)]
     argv += ["--sector-size", str(encryption.sector_size), "--offset", str(HEADER // 512)]
+    argv += ["--luks2-metadata-size", str(_METADATA // 2)]
     _cryptsetup([*argv, *_kdf(encryption), device], key)
 
 
@@ -109,6 +114,34 @@ def close_encrypted(device: MappedDevice) -> None:
                 raise
     with suppress(FileNotFoundError):
         os.unlink(f"/dev/mapper/{device.name}")
+
+
+def erase_header(path: str) -> None:
+    """See ``host.api.Crypt.erase_header``.
+
+    The key slots first: without them no key opens anything, and while the rest is there, it is seen that this is not
+    done yet.
+    """
+    with opened(path, os.O_RDWR | os.O_NOFOLLOW) as fd, failing_as(f"erase the header of {path}"):
+        if not any(os.pread(fd, len(magic), offset) == magic for offset, magic in _MAGIC):
+            return
+        size = min(os.fstat(fd).st_size, HEADER)
+        for start, end in ((_METADATA, size), (0, _METADATA)):
+            for offset in range(start, end, _PIECE):
+                _write_zeros(fd, offset, min(_PIECE, end - offset))
+            os.fsync(fd)
+
+
+def _write_zeros(fd: int, offset: int, length: int) -> None:
+    """Written, not punched: what was in the blocks is to go.
+
+    A full filesystem has no room for an own copy of what is shared with a snapshot; that goes with the snapshot.
+    """
+    try:
+        os.pwrite(fd, bytes(length), offset)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
 
 
 def resize_encrypted(device: MappedDevice, key: Secret) -> Bytes:

@@ -119,6 +119,10 @@ class LinuxCrypt:
         """See ``Crypt.resize_encrypted``."""
         return crypt.resize_encrypted(device, key)
 
+    def erase_header(self, path: str) -> None:
+        """See ``Crypt.erase_header``."""
+        crypt.erase_header(path)
+
     def all_mapped(self) -> Sequence[MappedDevice]:
         """See ``Crypt.all_mapped``."""
         return crypt.all_mapped()

@@ -226,9 +226,10 @@ class RefreshLoops(OnPath):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrowMounted(OnPath):
-    """Grow the mounted filesystem to its device's size, and see that it has."""
+    """Grow the mounted filesystem to its device's size, and see that it has at least *least*."""
 
     filesystem: Filesystem
+    least: int = 0
 
 
 # --- encryption; the key is not in the operation, but handed to the executor beside the plan
@@ -274,6 +275,10 @@ class ResizeEncrypted(Operation):
     def describe(self) -> str:
         """The name and the size."""
         return f"ResizeEncrypted {self.opened.name} to {self.size}"
+
+
+class EraseHeader(OnPath):
+    """Overwrite the header and the key slots of an encrypted image: no key opens it from here on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

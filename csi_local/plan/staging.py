@@ -32,7 +32,7 @@ from csi_local.model.quantity import MIB, Bytes
 from csi_local.model.volume import BackendKind, Capability, Filesystem, FormatState, VolumeRecord
 from csi_local.store.layout import Layout
 
-_SLACK = MIB
+SLACK = MIB
 """How much smaller than its device a whole filesystem may be: an XFS leaves what is too small for a group."""
 
 
@@ -104,7 +104,7 @@ def stage(
     # Whoever recorded that it is formatted may have been stopped before that was synced: while a power cut can bring
     # back a record that says `formatting`, nobody may write to the filesystem.
     made = (*made, SyncDirectory(path=layout.volume(record.id)))
-    grow = seen.filesystem_size is not None and seen.filesystem_size + _SLACK < record.size
+    grow = seen.filesystem_size is not None and seen.filesystem_size + SLACK < record.size
     if not grow or options.read_only:
         return (*made, attach, mount)
     if record.filesystem is Filesystem.EXT4:

@@ -91,6 +91,16 @@ class FakeCrypt(FakeBlocks):
         return Bytes(mapped.size)
 
     @call
+    def erase_header(self, path: str) -> None:
+        """See `Crypt.erase_header`."""
+        place = self.walk(path, f"open {path}")
+        self._check_file(place, path, write=True)
+        if place.node.luks is not None:
+            place.node.luks.keys.clear()
+            self.step("erase_header.slots")
+            place.node.luks = None
+
+    @call
     def all_mapped(self) -> Sequence[MappedDevice]:
         """See `Crypt.all_mapped`."""
         return [mapped.shown() for mapped in self.mapped.values()]

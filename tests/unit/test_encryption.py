@@ -6,6 +6,7 @@ import itertools
 import json
 import pickle
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,7 +26,7 @@ from csi_local.model.observed import FileInfo, FileKind, LoopDevice, MappedDevic
 from csi_local.model.operations import CloseEncrypted, FormatEncrypted, OpenEncrypted, WriteRecord
 from csi_local.model.quantity import MIB, Bytes
 from csi_local.model.secret import Secret
-from csi_local.model.snapshot import ContentSource, SnapshotRequest, SourceKind
+from csi_local.model.snapshot import ContentSource, GroupRequest, SnapshotRequest, SourceKind
 from csi_local.model.volume import (
     HEADER,
     BackendKind,
@@ -40,7 +41,7 @@ from csi_local.store.layout import Layout
 from tests.unit.rig import PATIENCE_S, Rig, capability, key, request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 FS_TYPE = "csi.storage.k8s.io/fstype"
 LUKS = {"encryption": "luks2", FS_TYPE: "ext4"}
@@ -294,6 +295,46 @@ def test_another_encryption_is_another_volume(rig: Rig) -> None:
     create(rig)
     with pytest.raises(AlreadyExists):
         create(rig, parameters={**LUKS, "encryptionDiscard": "yes"})
+
+
+# --- the end
+
+
+def headers(rig: Rig) -> int:
+    """Count the headers there are anywhere in the pool."""
+    (pool,) = rig.pools.all()
+    root = rig.host.walk(pool.root, "test").node
+    return sum(node.luks is not None for node in root.below())
+
+
+def test_every_header_is_erased(rig: Rig) -> None:
+    for name in ("data", "logs"):
+        create(rig, name)
+        rig.publisher.unstage(name, stage(rig, name, key()), PATIENCE_S)
+    rig.snapshots.create(SnapshotRequest(name="daily", source="data"), PATIENCE_S)
+    rig.groups.create(GroupRequest(name="both", sources=("data", "logs")), PATIENCE_S)
+    assert headers(rig) == 5
+    ends: list[tuple[int, Callable[[], None]]] = [
+        (4, partial(rig.volumes.delete, "data", PATIENCE_S)),
+        (3, partial(rig.snapshots.delete, "daily", PATIENCE_S)),
+        (1, partial(rig.groups.delete, "both", (), PATIENCE_S)),
+        (0, partial(rig.volumes.delete, "logs", PATIENCE_S)),
+    ]
+    for left, end in ends:
+        end()
+        assert headers(rig) == left, "it is erased before the answer, not when its blocks are freed"
+    rig.sweeper.drain()
+
+
+def test_what_was_cut_short_is_erased_before_it_is_removed(rig: Rig) -> None:
+    create(rig)
+    rig.publisher.unstage("data", stage(rig, given=key()), PATIENCE_S)
+    rig.die_at_point(2)
+    assert not rig.acknowledged(lambda: rig.volumes.delete("data", PATIENCE_S))
+    assert headers(rig) == 1
+    before = rig.host.counts["erase_header"]
+    rig.sweeper.drain()
+    assert (headers(rig), rig.host.counts["erase_header"]) == (0, before + 1)
 
 
 # --- who has the key
