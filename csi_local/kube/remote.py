@@ -276,7 +276,8 @@ class _Creation:
         self._volume = volume
         self._name = resource_name(volume)
         self._where = where
-        self._size = new_record(request, now=0).size
+        record = new_record(request, now=0)
+        self._size, self._taken = record.size, record.image_size
         self._shape = shape(request.parameters, request.capabilities)
         self._passed: dict[str, str] = {}
         self._asked: str | None = None
@@ -357,7 +358,7 @@ class _Creation:
             if found is not None and not wanted_absent(found):
                 self._remote.write(found, {"state": ABSENT})
             raise ResourceExhausted(f"no node can have volume {self._request.name!r}: {choice.why}")
-        nodes.promise(self._volume, choice.node, parameters, self._shape, self._size)
+        nodes.promise(self._volume, choice.node, parameters, self._shape, self._taken)
         return choice.node
 
 
