@@ -38,6 +38,7 @@ CSI_SANITY = Path(__file__).parents[2] / ".tools/bin/csi-sanity"
 RUNS = 2
 RUN_SECONDS = 300.0
 OUTCOMES = ("passed", "failed", "skipped", "pending")
+SECRETS = ("CreateVolumeSecret", "NodeStageVolumeSecret", "NodePublishVolumeSecret", "ControllerExpandVolumeSecret")
 VOLUME_SIZE, EXPANDED_SIZE = GIB, 2 * GIB
 
 ONE_THREAD = {"GOMAXPROCS": "1"}
@@ -94,6 +95,9 @@ class Configuration:
     """Whether any kernel with loop devices can do it."""
     cluster: bool = False
     """Whether controller and node are a process each, over a Kubernetes API."""
+    key: str = ""
+    """What the volumes are encrypted with, if they are."""
+    runs: int = RUNS
 
 
 XFS_POOL = "main=image:{root}/pool.img,size=20Gi,fs=xfs,allocation=thin"
@@ -105,6 +109,17 @@ def _loopfile(fs: str, *, cluster: bool = False) -> Configuration:
     return Configuration(pool=XFS_POOL, parameters=parameters, cluster=cluster)
 
 
+def _encrypted(fs: str = "") -> Configuration:
+    """One run: each opening takes its time, and what is opened is used as any other."""
+    parameters = {"encryption": "luks2", "kdfMemory": "8Mi"}
+    if fs:
+        parameters["csi.storage.k8s.io/fstype"] = fs
+    access = "mount" if fs else "block"
+    return Configuration(
+        pool=XFS_POOL, parameters=parameters, access_type=access, everywhere=False, key="correct horse", runs=1
+    )
+
+
 CONFIGURATIONS = {
     "directory-btrfs": Configuration(pool=BTRFS_POOL, parameters={"backend": "directory"}),
     "directory-xfs": Configuration(pool=XFS_POOL, parameters={"backend": "directory"}, everywhere=False),
@@ -112,6 +127,9 @@ CONFIGURATIONS = {
     "loopfile-xfs": _loopfile("xfs"),
     "loopfile-btrfs": _loopfile("btrfs"),
     "loopfile-block": Configuration(pool=XFS_POOL, parameters={"backend": "loopfile"}, access_type="block"),
+    "luks-ext4": _encrypted("ext4"),
+    "luks-xfs": _encrypted("xfs"),
+    "luks-block": _encrypted(),
     "cluster-ext4": _loopfile("ext4", cluster=True),
     "cluster-block": Configuration(
         pool=XFS_POOL, parameters={"backend": "loopfile"}, access_type="block", cluster=True
@@ -135,6 +153,9 @@ def run_once(configuration: Configuration, driver: Driver, folder: Path) -> Resu
     report = folder / "report.xml"
     parameters = folder / "parameters.yaml"
     parameters.write_text(yaml.safe_dump(dict(configuration.parameters)))
+    secrets = folder / "secrets.yaml"
+    given = {"encryptionKey": configuration.key}
+    secrets.write_text(yaml.safe_dump(dict.fromkeys(SECRETS, given) if configuration.key else {}))
     mounts, stagings = folder / "mount", folder / "staging"
     argv = [
         str(CSI_SANITY),
@@ -143,6 +164,7 @@ def run_once(configuration: Configuration, driver: Driver, folder: Path) -> Resu
         f"--csi.mountdir={mounts}",
         f"--csi.stagingdir={stagings}",
         f"--csi.testvolumeparameters={parameters}",
+        f"--csi.secrets={secrets}",
         f"--csi.testvolumeaccesstype={configuration.access_type}",
         f"--csi.testvolumesize={VOLUME_SIZE}",
         f"--csi.testvolumeexpandsize={EXPANDED_SIZE}",
@@ -194,9 +216,10 @@ def judge(report: Path, allowed: frozenset[str]) -> tuple[Counter[str], list[str
 def run_configuration(name: str) -> list[Result]:
     """Run csi-sanity as often as it takes on one driver process; say what went wrong as soon as it did."""
     configuration = CONFIGURATIONS[name]
+    runs = configuration.runs
     with in_cluster(configuration.pool) if configuration.cluster else serving(configuration.pool) as driver:
         results = []
-        for number in range(1, RUNS + 1):
+        for number in range(1, runs + 1):
             result = run_once(configuration, driver, driver.root / f"sanity-{number}")
             results.append(result)
             if result.complaints:

@@ -16,6 +16,7 @@ _PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "uml"
 STEPS: dict[str, list[str]] = {
     "pytest": [*_PYTEST, "tests/uml", "tests/contract/test_host_crypt.py"],
     "sanity": [sys.executable, "tests/sanity/run.py", "directory-xfs"],
+    "sanity-luks": [sys.executable, "tests/sanity/run.py", "luks-ext4", "luks-xfs", "luks-block"],
 }
 
 
