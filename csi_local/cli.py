@@ -16,7 +16,7 @@ EXIT_ERROR, EXIT_USAGE = 1, 2
 _ACCESS_MODES = ("ReadWriteOnce", "ReadWriteOncePod")
 _DEMO_DIR = "/var/tmp"  # noqa: S108 (a temporary directory of its own is made there)
 _OF_COMMANDS = """run command output size param block dir repair path name namespace claim storage_class access_mode
-    read_only record_in"""
+    read_only record_in volume old_key_file new_key_file"""
 _NOT_SETTINGS = frozenset(_OF_COMMANDS.split())
 
 _POOL_HELP = """pools:
@@ -97,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
             "--output", choices=("table", "json"), default="table", help="for people or programs (table)"
         )
     _adopt_parser(commands)
+    rotate = _command(
+        commands, "rotate-key", "let another key open an encrypted volume, and the old one no more", _rotate
+    )
+    rotate.add_argument("volume", metavar="VOLUME", help="its id; pods may go on using it")
+    rotate.add_argument("--old-key-file", required=True, metavar="FILE", help="holds the key that it has")
+    rotate.add_argument("--new-key-file", required=True, metavar="FILE", help="holds the key that it is to have")
     demo = commands.add_parser("demo", help="see volumes through their whole life, on this machine (root)")
     demo.add_argument("--dir", default=_DEMO_DIR, help="where to make a temporary pool (/var/tmp)")
     demo.set_defaults(run=_demo)
@@ -239,6 +245,13 @@ def _adopt(arguments: argparse.Namespace, flags: dict[str, object]) -> int:
     size = adopt.parse_size(arguments.size)
     pool = arguments.record_in
     return adopt.adopt(config.load(flags), adopt.request(path, arguments.name, size, pool, claim), claim)
+
+
+def _rotate(arguments: argparse.Namespace, flags: dict[str, object]) -> int:
+    from csi_local import rotate  # noqa: PLC0415
+
+    files = (arguments.old_key_file, arguments.new_key_file)
+    return rotate.rotate(config.load(flags), arguments.volume, *files)
 
 
 def _demo(arguments: argparse.Namespace, _flags: dict[str, object]) -> int:

@@ -92,6 +92,7 @@ def _volume_row(pools_: Pools, observer: Observer, view: VolumeView) -> Row:
         "size": record.size if record else None,
         "used": used,
         "allocation": str(record.allocation) if record and record.backend is BackendKind.LOOPFILE else "",
+        "encrypted": bool(record and record.encryption),
         "claim": _claim(view),
         "pod": _named(view, "csi.storage.k8s.io/pod."),
         "mounted": list(observer.mount_points(pool.layout, view.id, observer.stack(pool.layout, view.id))),

@@ -44,7 +44,17 @@ from csi_local.plan.findings import (
     TakeOver,
     VolumeSeen,
 )
-from csi_local.store.layout import GROUP_FILE, NEW, POOL_FILE, RECORD_FILE, SNAPSHOT_FILE, TRASH, Layout, is_leftover
+from csi_local.store.layout import (
+    GROUP_FILE,
+    HEADER_COPY,
+    NEW,
+    POOL_FILE,
+    RECORD_FILE,
+    SNAPSHOT_FILE,
+    TRASH,
+    Layout,
+    is_leftover,
+)
 from csi_local.store.pool_store import PoolStore
 
 _ROUNDS = 4
@@ -53,7 +63,7 @@ _ROUNDS = 4
 _IMAGE = re.compile(rf"/(volumes/[^/]+|({re.escape(NEW)}|{re.escape(TRASH)})[^/]+)/disk\.img")
 """Where images of volumes are or were, from the top of a pool: nothing else is ever taken for an orphan's file."""
 
-_WRITTEN = (POOL_FILE, RECORD_FILE, SNAPSHOT_FILE, GROUP_FILE)
+_WRITTEN = (POOL_FILE, RECORD_FILE, SNAPSHOT_FILE, GROUP_FILE, HEADER_COPY)
 """The files whose writing may have been cut short."""
 
 T = TypeVar("T")
@@ -344,9 +354,13 @@ class _Look:
         if image is None or not whole or state is not FormatState.FORMATTED:
             return seen
         try:
-            return replace(seen, signature=self._host.probe(image.path))
+            seen = replace(seen, signature=self._host.probe(image.path))
+            copy = seen.file(HEADER_COPY)
+            if seen.signature is None and copy is not None and copy.info.kind is FileKind.FILE:
+                return replace(seen, copied=self._host.probe(copy.path))
         except HostError as error:
             return replace(seen, unreadable=str(error))
+        return seen
 
     # Snapshots
 

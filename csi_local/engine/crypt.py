@@ -102,7 +102,8 @@ class Layers:
             raise FailedPrecondition(
                 f"volume {record.id}: what is on it cannot be told, and so it is left as it is: {error}"
             ) from error
-        return LayerSeen(bytes_there=there, loops=loops, over=over, named=named, signature=signature)
+        copied = self._host.stat(pool.layout.header_copy(record.id)) is not None
+        return LayerSeen(bytes_there=there, loops=loops, over=over, named=named, signature=signature, copied=copied)
 
     def close(self, pool: Pool, record: VolumeRecord) -> None:
         """Close a volume that nobody uses."""

@@ -2,7 +2,7 @@
 
 from csi_local.host.api import Host
 from csi_local.model.observed import FileKind
-from csi_local.store.layout import IMAGE, NEW, TRASH
+from csi_local.store.layout import HEADER_COPY, IMAGE, NEW, TRASH
 
 
 def remove_erased(host: Host, path: str) -> None:
@@ -13,11 +13,16 @@ def remove_erased(host: Host, path: str) -> None:
     there = host.stat(path)
     if there is not None and there.kind is FileKind.DIRECTORY:
         inner = host.list_dir(path, directories_only=True) if _is_group(path) else ()
-        for image in (f"{path}/{IMAGE}", *(f"{path}/{name}/{IMAGE}" for name in inner)):
-            found = host.stat(image)
-            if found is not None and found.kind is FileKind.FILE:
-                host.erase_header(image)
+        for directory in (path, *(f"{path}/{name}" for name in inner)):
+            for name in headers_in(host, directory):
+                host.erase_header(f"{directory}/{name}")
     host.remove_tree(path)
+
+
+def headers_in(host: Host, directory: str) -> list[str]:
+    """The names of those files in a volume's or snapshot's directory that may begin with a header."""
+    there = ((name, host.stat(f"{directory}/{name}")) for name in (IMAGE, HEADER_COPY))
+    return [name for name, found in there if found is not None and found.kind is FileKind.FILE]
 
 
 def _is_group(path: str) -> bool:

@@ -31,6 +31,7 @@ class _Run:
     held: ExitStack
     proceed: Proceed
     key: Secret | None
+    new_key: Secret | None
     loop: LoopDevice | None = None
     opened: MappedDevice | None = None
     attached_here: bool = False
@@ -42,6 +43,12 @@ class _Run:
         if device is None:
             raise FailedPrecondition("the plan has no device attached")
         return device
+
+    def its_new_key(self) -> Secret:
+        """The key that is to take that one's place."""
+        if self.new_key is None:
+            raise FailedPrecondition("the plan needs a new key, and has none")
+        return self.new_key
 
     def its_key(self) -> Secret:
         """The key that came beside the plan."""
@@ -58,15 +65,21 @@ class Executor:
         self._crash_point = crash_point
 
     def run(
-        self, name: str, operations: Sequence[op.Operation], proceed: Proceed = _on, *, key: Secret | None = None
+        self,
+        name: str,
+        operations: Sequence[op.Operation],
+        proceed: Proceed = _on,
+        *,
+        key: Secret | None = None,
+        new_key: Secret | None = None,
     ) -> None:
         """Carry out all of *operations*, or undo what was done and raise what stopped it.
 
         *proceed* is asked before each and within long ones, and raises where the plan is to end. The *key* is for
-        those that open encrypted devices.
+        those that open encrypted devices, the *new_key* for those that give it up for another.
         """
         with ExitStack() as held:
-            run = _Run(held, proceed, key)
+            run = _Run(held, proceed, key, new_key)
             try:
                 for number, operation in enumerate(operations):
                     self._crash_point(f"{name}:{number}:{type(operation).__name__}")
@@ -194,9 +207,28 @@ class Executor:
                 host.close_encrypted(opened)
             case op.EraseHeader(path=path):
                 host.erase_header(path)
+            case op.KeepHeader(path=path, source=source):
+                host.copy_header(source, path)
+            case op.RestoreHeader(path=path, source=source):
+                host.restore_header(source, path)
             case op.ResizeEncrypted(opened=opened, size=size):
                 if (seen := host.resize_encrypted(opened, run.its_key())) < size:
                     raise FailedPrecondition(f"{opened.path} has {seen} bytes after it grew, instead of {size}")
+            case _:
+                self._do_keys(operation, run)
+
+    def _do_keys(self, operation: op.Operation, run: _Run) -> None:
+        host = self._host
+        match operation:
+            case op.AddKey(path=path, encryption=encryption):
+                if not host.opens(path, run.its_new_key()):
+                    host.add_key(path, encryption, run.its_key(), run.its_new_key())
+            case op.ProveKey(path=path):
+                if not host.opens(path, run.its_new_key()):
+                    raise FailedPrecondition(f"the new key does not open {path}; the old one is kept")
+            case op.RemoveKey(path=path):
+                while host.opens(path, run.its_key()):
+                    host.remove_key(path, run.its_key())
             case _:
                 raise NotImplementedError(operation.describe())
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from csi_local.engine.api import VolumeView
 from csi_local.engine.copies import Copies
+from csi_local.engine.erasing import headers_in
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
@@ -31,7 +32,6 @@ from csi_local.plan import life, sizes
 from csi_local.plan.placement import Capacity, Placement, capacity_of, place
 from csi_local.plan.request import VolumeRequest, check_same, new_record, shape
 from csi_local.plan.staging import lost
-from csi_local.store.layout import IMAGE
 
 _log = logging.getLogger(__name__)
 _SWEEP_WAIT_S = 5.0
@@ -165,8 +165,12 @@ class Volumes:
             raise Busy(f"volume {volume} is being copied; try again when that is done")
         trash = pool.store.unused_trash(volume)
         try:
-            gone = life.delete(pool.layout.volume(volume), trash, [IMAGE] if encrypted else [])
-            self._executor.run("delete", gone)
+            place = pool.layout.volume(volume)
+            if encrypted:
+                with self._host.lock(place):  # nobody gives it another key meanwhile
+                    self._executor.run("delete", life.delete(place, trash, headers_in(self._host, place)))
+            else:
+                self._executor.run("delete", life.delete(place, trash))
         except Exception:
             if not pool.store.exists(volume):  # it failed after the commit
                 self._forget(pool, volume, trash)

@@ -164,6 +164,21 @@ class Crypt(Protocol):
     def erase_header(self, path: str) -> None:
         """Overwrite an image's header and key slots durably, so that no key opens it; nothing where it has none."""
 
+    def copy_header(self, source: str, target: str) -> None:
+        """Write an image's header and key slots to a file, durably, or leave the old one; EINVAL without one."""
+
+    def restore_header(self, source: str, target: str) -> None:
+        """Write what such a file has to the beginning of an image, durably; EINVAL where it has no header."""
+
+    def opens(self, path: str, key: Secret) -> bool:
+        """Whether that is a key of the image at *path*; it is not opened."""
+
+    def add_key(self, path: str, encryption: Encryption, key: Secret, new: Secret) -> None:
+        """Let another key open the image at *path* too."""
+
+    def remove_key(self, path: str, key: Secret) -> None:
+        """Let a key open the image at *path* no more, even where it is the last."""
+
     def all_mapped(self) -> Sequence[MappedDevice]:
         """All of device mapper's devices."""
 

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from csi_local.host import loop
+from csi_local.host.headers import METADATA
 from csi_local.host.run import find, run
 from csi_local.host.syscalls import failing_as, ioctl, opened
 from csi_local.model.errors import CommandFailed, SyscallFailed
 from csi_local.model.observed import MappedDevice
 from csi_local.model.quantity import KIB, Bytes
 from csi_local.model.secret import Secret
-from csi_local.model.volume import HEADER, Encryption
+from csi_local.model.volume import HEADER, KEY_SLOTS, Encryption
 
 WRONG_KEY, BUSY = 2, 5
 """Exit statuses (cryptsetup(8), RETURN CODES)."""
@@ -31,10 +32,6 @@ _IOCTL = struct.Struct("=3I2IIiIIIQ128s129s7x")
 _REMOVE, _TARGET_VERSION = 0xC138FD04, 0xC138FD11
 _TIMEOUT_S = 110.0
 _ANSWER = 16 * KIB
-_METADATA = 32 * KIB
-"""Two copies of what the header says; the key slots lie behind (LUKS2 On-Disk Format Specification, 2)."""
-_MAGIC = ((0, b"LUKS\xba\xbe"), (_METADATA // 2, b"SKUL\xba\xbe"))
-_PIECE = 1 << 20
 _BUSY_FOR_S, _BUSY_PAUSE_S = 2.0, 0.05
 _opening = threading.Lock()
 
@@ -79,7 +76,7 @@ def format_encrypted(device: str, encryption: Encryption, key: Secret) -> None:
     argv = ["luksFormat", "--batch-mode", "--type", "luks2", "--uuid", encryption.uuid]
     argv += ["--cipher", encryption.cipher, "--key-size", str(encryption.key_bits)]
     argv += ["--sector-size", str(encryption.sector_size), "--offset", str(HEADER // 512)]
-    argv += ["--luks2-metadata-size", str(_METADATA // 2)]
+    argv += ["--luks2-metadata-size", str(METADATA // 2), "--luks2-keyslots-size", str(KEY_SLOTS - METADATA)]
     _cryptsetup([*argv, *_kdf(encryption), device], key)
 
 
@@ -116,50 +113,49 @@ def close_encrypted(device: MappedDevice) -> None:
         os.unlink(f"/dev/mapper/{device.name}")
 
 
-def erase_header(path: str) -> None:
-    """See ``host.api.Crypt.erase_header``.
-
-    The key slots first: without them no key opens anything, and while the rest is there, it is seen that this is not
-    done yet.
-    """
-    with opened(path, os.O_RDWR | os.O_NOFOLLOW) as fd, failing_as(f"erase the header of {path}"):
-        if not any(os.pread(fd, len(magic), offset) == magic for offset, magic in _MAGIC):
-            return
-        size = min(os.fstat(fd).st_size, HEADER)
-        for start, end in ((_METADATA, size), (0, _METADATA)):
-            for offset in range(start, end, _PIECE):
-                _write_zeros(fd, offset, min(_PIECE, end - offset))
-            os.fsync(fd)
-
-
-def _write_zeros(fd: int, offset: int, length: int) -> None:
-    """Written, not punched: what was in the blocks is to go.
-
-    A full filesystem has no room for an own copy of what is shared with a snapshot; that goes with the snapshot.
-    """
-    try:
-        os.pwrite(fd, bytes(length), offset)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-
-
 def resize_encrypted(device: MappedDevice, key: Secret) -> Bytes:
     """See ``host.api.Crypt.resize_encrypted``."""
     _cryptsetup(["resize", device.name], key)
     return loop.device_size(device.path)
 
 
-def _cryptsetup(words: Sequence[str], key: Secret) -> None:
-    """Run it alone; a *key* that ends with a newline has that newline in it."""
+def _cryptsetup(words: Sequence[str], key: Secret, more: Secret | None = None) -> None:
+    """Run it alone; a *key* that ends with a newline has that newline in it.
+
+    *more* is another key, which it reads from the file that is its last argument.
+    """
     verb, *rest = words
     with _opening:
         try:
-            run(["cryptsetup", verb, "--key-file=-", *rest], timeout_s=_TIMEOUT_S, secret=key)
+            run(["cryptsetup", verb, "--key-file=-", *rest], timeout_s=_TIMEOUT_S, secret=key, more=more)
         except CommandFailed as error:
             if error.status == BUSY:
                 raise SyscallFailed(str(error), errno.EBUSY) from error
             raise
+
+
+# --- keys
+
+
+def opens(path: str, key: Secret) -> bool:
+    """See ``host.api.Crypt.opens``."""
+    try:
+        _cryptsetup(["open", "--type", "luks2", "--test-passphrase", path], key)
+    except CommandFailed as error:
+        if error.status != WRONG_KEY:
+            raise
+        return False
+    return True
+
+
+def add_key(path: str, encryption: Encryption, key: Secret, new: Secret) -> None:
+    """See ``host.api.Crypt.add_key``."""
+    _cryptsetup(["luksAddKey", "--batch-mode", *_kdf(encryption), path], key, new)
+
+
+def remove_key(path: str, key: Secret) -> None:
+    """See ``host.api.Crypt.remove_key``."""
+    _cryptsetup(["luksRemoveKey", "--batch-mode", path], key)
 
 
 # --- seeing

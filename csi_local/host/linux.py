@@ -6,7 +6,7 @@ import stat
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 
-from csi_local.host import copying, crypt, devices, filesystems, loop, mounts, quota, trees
+from csi_local.host import copying, crypt, devices, filesystems, headers, loop, mounts, quota, trees
 from csi_local.host.abilities import abilities
 from csi_local.host.api import Proceed
 from csi_local.host.files import LinuxFiles
@@ -121,7 +121,27 @@ class LinuxCrypt:
 
     def erase_header(self, path: str) -> None:
         """See ``Crypt.erase_header``."""
-        crypt.erase_header(path)
+        headers.erase_header(path)
+
+    def copy_header(self, source: str, target: str) -> None:
+        """See ``Crypt.copy_header``."""
+        headers.copy_header(source, target)
+
+    def restore_header(self, source: str, target: str) -> None:
+        """See ``Crypt.restore_header``."""
+        headers.restore_header(source, target)
+
+    def opens(self, path: str, key: Secret) -> bool:
+        """See ``Crypt.opens``."""
+        return crypt.opens(path, key)
+
+    def add_key(self, path: str, encryption: Encryption, key: Secret, new: Secret) -> None:
+        """See ``Crypt.add_key``."""
+        crypt.add_key(path, encryption, key, new)
+
+    def remove_key(self, path: str, key: Secret) -> None:
+        """See ``Crypt.remove_key``."""
+        crypt.remove_key(path, key)
 
     def all_mapped(self) -> Sequence[MappedDevice]:
         """See ``Crypt.all_mapped``."""

@@ -6,7 +6,8 @@ Never a shell, never a ``preexec_fn`` (fork beside gRPC's threads may deadlock u
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from csi_local.host import cpus
 from csi_local.model.errors import CommandFailed
@@ -49,11 +50,17 @@ def start(argv: Sequence[str], log: str) -> Process:
 
 
 def run(
-    argv: Sequence[str], *, ok: Sequence[int] = (0,), timeout_s: float = TIMEOUT_S, secret: Secret | None = None
+    argv: Sequence[str],
+    *,
+    ok: Sequence[int] = (0,),
+    timeout_s: float = TIMEOUT_S,
+    secret: Secret | None = None,
+    more: Secret | None = None,
 ) -> tuple[int, str, str]:
     """Run a program to its end and return its exit status, standard output and standard error.
 
-    A *secret* is its standard input, and shown nowhere.
+    A *secret* is its standard input, and shown nowhere. *more* is what it reads from the file that comes as its last
+    argument: a pipe, and so on no disk.
 
     Raises:
         CommandFailed: it is missing, does not end in time (it is killed), or ends with a status not in *ok*.
@@ -68,7 +75,12 @@ def run(
         "BLKID_FILE": os.devnull,  # libblkid(3): no cache, which would tell mkfs of devices that were
         "DM_DISABLE_UDEV": "1",  # in a container nobody answers who waits for udev
     }
-    done = _run([program, *argv[1:]], environment, timeout_s, secret.reveal() if secret else b"")
+    given = secret.reveal() if secret else b""
+    if more is None:
+        done = _run([program, *argv[1:]], environment, timeout_s, given)
+    else:
+        with _piped(more) as pipe:
+            done = _run([program, *argv[1:], f"/dev/fd/{pipe}"], environment, timeout_s, given, pipe)
     stdout, stderr = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     if done.returncode not in ok:
         said = (stderr.strip() or stdout.strip())[-_SHOWN:]
@@ -88,8 +100,22 @@ def ask(program: str, question: bytes, *, timeout_s: float) -> tuple[int, Secret
     return done.returncode, Secret(done.stdout), done.stderr.decode(errors="replace").strip()[-_SHOWN:]
 
 
+@contextmanager
+def _piped(secret: Secret) -> Iterator[int]:
+    """The end of a pipe from which it can be read; a pipe holds 64 KiB (pipe(7))."""
+    reading, writing = os.pipe()
+    try:
+        try:
+            os.write(writing, secret.reveal())
+        finally:
+            os.close(writing)
+        yield reading
+    finally:
+        os.close(reading)
+
+
 def _run(
-    argv: Sequence[str], environment: Mapping[str, str], timeout_s: float, given: bytes
+    argv: Sequence[str], environment: Mapping[str, str], timeout_s: float, given: bytes, *more: int
 ) -> subprocess.CompletedProcess[bytes]:
     try:
         with cpus.everywhere():
@@ -100,6 +126,7 @@ def _run(
                 timeout=timeout_s,
                 check=False,
                 env=environment,
+                pass_fds=more,
             )
     except subprocess.TimeoutExpired:
         raise CommandFailed(f"{' '.join(argv)}: no end after {timeout_s:.0f} s, killed") from None

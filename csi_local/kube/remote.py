@@ -277,7 +277,7 @@ class _Creation:
         self._name = resource_name(volume)
         self._where = where
         record = new_record(request, now=0)
-        self._size, self._taken = record.size, record.image_size
+        self._size, self._taken = record.size, record.promised
         self._shape = shape(request.parameters, request.capabilities)
         self._passed: dict[str, str] = {}
         self._asked: str | None = None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from csi_local.model.errors import InvalidArgument
 from csi_local.model.pool import one_of
-from csi_local.model.quantity import GIB, MIB, Bytes, format_bytes, parse_bytes
+from csi_local.model.quantity import MIB, Bytes, format_bytes, parse_bytes
 from csi_local.model.volume import Cipher, Encryption, KeyProvider
 
 NAMES = (
@@ -27,7 +27,8 @@ _CHOICES = ("none", LUKS2)
 _KEY_SIZES = {Cipher.AES_XTS: ("512", "256"), Cipher.ADIANTUM: ("256",)}
 _SECTOR_SIZES = ("4096", "512")
 _KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_KDF_MEMORY = (Bytes(8 * MIB), Bytes(GIB))
+_KDF_MEMORY = (Bytes(8 * MIB), Bytes(512 * MIB))
+"""The node's container has a limit."""
 _KDF_PASSES = (4, 100)
 """argon2id has at least four in LUKS2 (cryptsetup-luksFormat(8))."""
 

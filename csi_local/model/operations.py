@@ -277,6 +277,35 @@ class ResizeEncrypted(Operation):
         return f"ResizeEncrypted {self.opened.name} to {self.size}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeepHeader(OnPath):
+    """Write a copy of the header of the encrypted image *source*, whole and new, or the old one stays."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreHeader(OnPath):
+    """Give an encrypted image the header that its copy *source* has."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddKey(OnPath):
+    """Let the new key open the encrypted image as well, unless it does."""
+
+    encryption: Encryption
+
+
+class ProveKey(OnPath):
+    """See that the new key opens the encrypted image."""
+
+
+class RemoveKey(OnPath):
+    """Let the old key open the encrypted image no more."""
+
+
 class EraseHeader(OnPath):
     """Overwrite the header and the key slots of an encrypted image: no key opens it from here on."""
 

@@ -203,7 +203,10 @@ class Encryption:
 
 
 HEADER = Bytes(16 * MIB)
-"""What an encrypted volume's image has in front of the data."""
+"""What an encrypted volume's image has in front of the data, as LUKS2 has by default."""
+
+KEY_SLOTS = Bytes(2 * MIB)
+"""What of it is used: eight key slots, with what says where they are. A copy of it lies beside the image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +256,11 @@ class VolumeRecord:
     def image_size(self) -> Bytes:
         """Bytes of a loopfile volume's image."""
         return Bytes(self.size + HEADER) if self.encryption else self.size
+
+    @property
+    def promised(self) -> Bytes:
+        """Bytes that a loopfile volume takes of its pool when all of it is written."""
+        return Bytes(self.image_size + KEY_SLOTS) if self.encryption else self.size
 
     def adopted_is(self, found: FileInfo | None) -> bool:
         """Whether that is the directory that was adopted."""

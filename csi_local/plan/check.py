@@ -10,13 +10,13 @@ from dataclasses import replace
 
 from csi_local.backends import directory, luks
 from csi_local.model.observed import FileKind
-from csi_local.model.operations import Detach, Operation, RemoveTree, ResizeImage
+from csi_local.model.operations import Detach, Operation, RemoveTree, ResizeImage, RestoreHeader
 from csi_local.model.pool import Abilities, PoolKind
 from csi_local.model.quantity import format_bytes
 from csi_local.model.volume import BackendKind, FormatState, QuotaMode, VolumeRecord
 from csi_local.plan.findings import Finding, LimitSeen, LoopSeen, PoolSeen, Seen, Severity, TakeOver, VolumeSeen
 from csi_local.plan.staging import lost
-from csi_local.store.layout import NEW, POOL_FILE, RECORD_FILE, TRASH, is_leftover
+from csi_local.store.layout import DATA, HEADER_COPY, IMAGE, NEW, POOL_FILE, RECORD_FILE, TRASH, is_leftover
 
 UNFINISHED = ".tmp"
 """What a file's name ends with while it is written (``host.api.Files.replace_file``)."""
@@ -135,12 +135,13 @@ def owned(pool: PoolSeen, seen: Seen) -> Iterator[Finding]:
 def _volume(pool: PoolSeen, volume: VolumeSeen) -> Iterator[Finding]:
     yield from owned(pool, volume.files[0])
     record = volume.record
-    bytes_name = {BackendKind.DIRECTORY: ("data",), BackendKind.LOOPFILE: ("disk.img",)}
-    expected = bytes_name[record.backend] if record else ("data", "disk.img")
+    bytes_name = {BackendKind.DIRECTORY: (DATA,), BackendKind.LOOPFILE: (IMAGE,)}
+    expected = bytes_name[record.backend] if record else (DATA, IMAGE, HEADER_COPY)
+    expected = (*expected, HEADER_COPY) if record and record.encryption else expected
     for seen in volume.files[1:]:
-        if seen.name == RECORD_FILE + UNFINISHED:
+        if seen.name in (RECORD_FILE + UNFINISHED, HEADER_COPY + UNFINISHED):
             yield unfinished(pool, seen)
-        elif seen.name in (RECORD_FILE, "disk.img") and seen.name in (RECORD_FILE, *expected):
+        elif seen.name in (RECORD_FILE, IMAGE, HEADER_COPY) and seen.name in (RECORD_FILE, *expected):
             yield from owned(pool, seen)
         elif seen.name not in expected:
             yield unknown(pool, seen, Severity.WARNING)
@@ -256,6 +257,12 @@ def _format(pool: PoolSeen, volume: VolumeSeen, record: VolumeRecord, path: str)
         if there is None or (there.type, there.uuid) != expected:
             what = f"{there.type} (UUID {there.uuid or 'none'})" if there else "nothing"
             found = f"it was formatted as {expected[0]} (UUID {expected[1]}), and {what} is found on it"
+            copy = volume.copied
+            if there is None and copy is not None and (copy.type, copy.uuid) == expected:
+                mend = RestoreHeader(path=path, source=pool.layout.header_copy(record.id))
+                fix = f"--repair puts back the copy of its header, {HEADER_COPY}"
+                yield say(pool, Severity.ERROR, path, found, fix, (mend,))
+                return
             yield say(pool, Severity.ERROR, path, found, "restore it from a backup; it is never formatted again")
 
 

@@ -72,6 +72,7 @@ class VolumeSeen:
         record: None where it cannot be believed; *damage* then says why.
         limit: of a directory volume that has one.
         signature: what is on the image; only looked for where a filesystem, or a LUKS header, should be there.
+        copied: what is on the copy of a LUKS header; only looked for where the header is not as it should be.
         unreadable: why that could not be found out, or "".
         adopted: what is where the directory was that was adopted as this volume.
         pod_gone: whether it is an inline volume whose pod is not there any more.
@@ -83,6 +84,7 @@ class VolumeSeen:
     damage: str = ""
     limit: LimitSeen | None = None
     signature: Signature | None = None
+    copied: Signature | None = None
     unreadable: str = ""
     pod_gone: bool = False
     adopted: FileInfo | None = None

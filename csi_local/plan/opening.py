@@ -13,6 +13,7 @@ from csi_local.model.observed import FileInfo, LoopDevice, MappedDevice, Signatu
 from csi_local.model.operations import (
     CloseEncrypted,
     FormatEncrypted,
+    KeepHeader,
     OpenEncrypted,
     Operation,
     SyncDirectory,
@@ -33,6 +34,7 @@ class LayerSeen:
         over: what is open over the writable one of them.
         named: what is open under the volume's name, over whatever it is.
         signature: what is on the image; None where nothing is.
+        copied: whether there is a copy of the header beside it.
     """
 
     bytes_there: FileInfo | None = None
@@ -40,6 +42,7 @@ class LayerSeen:
     over: tuple[MappedDevice, ...] = ()
     named: MappedDevice | None = None
     signature: Signature | None = None
+    copied: bool = False
 
 
 def opened(record: VolumeRecord, encryption: Encryption, seen: LayerSeen) -> MappedDevice | None:
@@ -85,9 +88,16 @@ def open_layer(
         synced = SyncDirectory(
             path=layout.volume(record.id)
         )  # as with filesystems: a power cut must not undo the record
-        return (*before, synced, attach, OpenEncrypted(name=name, encryption=encryption))
+        kept = () if seen.copied else _keep_header(record, layout)
+        return (*before, synced, attach, OpenEncrypted(name=name, encryption=encryption), *kept)
     intent, made, done = _format(record, encryption, layout, seen, new_uuid)
-    return (*before, *intent, attach, made, done, OpenEncrypted(name=name, encryption=made.encryption))
+    open_it = OpenEncrypted(name=name, encryption=made.encryption)
+    return (*before, *intent, attach, made, done, open_it, *_keep_header(record, layout))
+
+
+def _keep_header(record: VolumeRecord, layout: Layout) -> tuple[Operation, ...]:
+    """One damaged block of the header would take all of the volume along."""
+    return (KeepHeader(path=layout.header_copy(record.id), source=layout.image(record.id)),)
 
 
 def _check_header(record: VolumeRecord, encryption: Encryption, seen: LayerSeen) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from csi_local.model.parameters import ClassParameters
 from csi_local.model.pool import PoolView, QuotaSupport
 from csi_local.model.quantity import Bytes, format_bytes
-from csi_local.model.volume import HEADER, Allocation, BackendKind, QuotaMode
+from csi_local.model.volume import HEADER, KEY_SLOTS, Allocation, BackendKind, QuotaMode
 from csi_local.plan import sizes
 from csi_local.plan.request import Shape
 
@@ -100,7 +100,7 @@ def capacity_of(parameters: ClassParameters, shape: Shape, pools: Iterable[PoolV
 
 def available(parameters: ClassParameters, view: PoolView) -> Bytes:
     """The room a pool has for such volumes."""
-    header = HEADER if parameters.encryption else 0
+    header = HEADER + KEY_SLOTS if parameters.encryption else 0
     thin = parameters.allocation is Allocation.THIN and parameters.backend is not BackendKind.DIRECTORY
     return Bytes(max(0, (view.thin_room if thin else view.room) - header))
 

@@ -8,6 +8,7 @@
       volumes/<id>/data/        a directory volume's files
       volumes/<id>/data         of an adopted directory: a symbolic link to it, wherever it is
       volumes/<id>/disk.img     a loopfile volume's bytes
+      volumes/<id>/header.img   of an encrypted one: a copy of the header that disk.img begins with
       snapshots/<id>/           snapshot.json, and data/ or disk.img as the volume had it
       groups/<id>/group.json    snapshots of one moment,
       groups/<id>/<snapshot>/   and each of them, as above: so a group begins and ends whole
@@ -24,7 +25,7 @@ from csi_local.model.volume import VolumeId
 
 POOL_FILE = "pool.json"
 RECORD_FILE, SNAPSHOT_FILE, GROUP_FILE = "volume.json", "snapshot.json", "group.json"
-DATA, IMAGE = "data", "disk.img"
+DATA, IMAGE, HEADER_COPY = "data", "disk.img", "header.img"
 NEW, TRASH, PROBE = ".new-", ".trash-", ".probe-"
 LAYOUT_VERSION = 1
 """The version of this arrangement of files, in pool.json."""
@@ -61,6 +62,10 @@ class Layout:
     def image(self, volume: VolumeId) -> str:
         """A loopfile volume's bytes."""
         return f"{self.volume(volume)}/{IMAGE}"
+
+    def header_copy(self, volume: VolumeId) -> str:
+        """A copy of an encrypted volume's header."""
+        return f"{self.volume(volume)}/{HEADER_COPY}"
 
     @property
     def snapshots(self) -> str:

@@ -85,18 +85,6 @@ class TestFormat:
             assert signature is not None
             assert (signature.type, signature.uuid) == ("crypto_LUKS", chosen.uuid)
 
-    def test_again_with_the_same_uuid(self, machine: Machine) -> None:
-        """What a driver does that died after it."""
-        how = encryption()
-        with formatted(machine, how) as loop:
-            machine.host.format_encrypted(loop.path, how, Secret(OTHER))
-            device = machine.host.open_encrypted(loop.path, name_of(how), Secret(OTHER), discard=False)
-            machine.host.close_encrypted(device)
-
-    def test_too_small(self, machine: Machine) -> None:
-        with attach(machine, machine.image("small", 8 * MIB)) as loop, pytest.raises(CommandFailed):
-            machine.host.format_encrypted(loop.path, encryption(), Secret(KEY))
-
 
 class TestOpen:
     def test_what_is_seen(self, machine: Machine) -> None:
@@ -191,37 +179,6 @@ class TestResize:
             assert machine.host.device_size(device.path) == SIZE
             assert machine.host.resize_encrypted(device, Secret(KEY)) == 2 * SIZE
             assert machine.host.device_size(device.path) == 2 * SIZE
-
-
-class TestErase:
-    def test_no_key_opens_it_any_more(self, machine: Machine) -> None:
-        how = encryption()
-        with formatted(machine, how) as loop:
-            machine.host.erase_header(f"{machine.root}/image")
-            with pytest.raises(CommandFailed):
-                machine.host.open_encrypted(loop.path, name_of(how), Secret(KEY), discard=False)
-        assert machine.host.probe(f"{machine.root}/image") is None
-        machine.host.erase_header(f"{machine.root}/image")
-
-    def test_a_copy_is_another(self, machine: Machine) -> None:
-        how = encryption()
-        with formatted(machine, how):
-            machine.host.clone_image(f"{machine.root}/image", f"{machine.root}/copy")
-            machine.host.erase_header(f"{machine.root}/copy")
-            assert machine.host.probe(f"{machine.root}/copy") is None
-            signature = machine.host.probe(f"{machine.root}/image")
-            assert signature is not None
-            assert signature.uuid == how.uuid
-
-    def test_what_is_not_encrypted_is_left(self, machine: Machine) -> None:
-        with attach(machine, machine.image("plain", SIZE)) as loop:
-            format_it(machine, loop.path)
-        machine.host.erase_header(f"{machine.root}/plain")
-        signature = machine.host.probe(f"{machine.root}/plain")
-        assert signature is not None
-        assert signature.type == "ext4"
-        with fails(errno.ENOENT):
-            machine.host.erase_header(f"{machine.root}/none")
 
 
 def test_this_machine_says_that_it_can(machine: Machine) -> None:

@@ -101,6 +101,49 @@ class FakeCrypt(FakeBlocks):
             place.node.luks = None
 
     @call
+    def copy_header(self, source: str, target: str) -> None:
+        """See `Crypt.copy_header`."""
+        luks = self.walk(source, f"open {source}").node.luks
+        if luks is None:
+            raise failed(f"copy the header of {source}", errno.EINVAL)
+        self.replace_file(target, b"header")
+        self.walk(target, f"open {target}").node.luks = FakeLuks(luks.uuid, list(luks.keys), luks.inside)
+
+    @call
+    def restore_header(self, source: str, target: str) -> None:
+        """See `Crypt.restore_header`."""
+        luks, node = self.walk(source, f"open {source}").node.luks, self.walk(target, f"open {target}").node
+        if luks is None:
+            raise failed(f"restore the header of {target}", errno.EINVAL)
+        node.luks = FakeLuks(luks.uuid, list(luks.keys), luks.inside)
+
+    def _header(self, path: str) -> FakeLuks:
+        luks = self.walk(path, f"open {path}").node.luks
+        if luks is None or not luks.whole:
+            raise CommandFailed(f"open {path}: it is not a valid LUKS device", 1)
+        return luks
+
+    @call
+    def opens(self, path: str, key: Secret) -> bool:
+        """See `Crypt.opens`."""
+        return key.reveal() in self._header(path).keys
+
+    @call
+    def add_key(self, path: str, encryption: Encryption, key: Secret, new: Secret) -> None:
+        """See `Crypt.add_key`."""
+        if key.reveal() not in self._header(path).keys:
+            raise CommandFailed(f"luksAddKey {path}: no key available with this passphrase", WRONG_KEY)
+        assert encryption.kdf_memory
+        self._header(path).keys.append(new.reveal())
+
+    @call
+    def remove_key(self, path: str, key: Secret) -> None:
+        """See `Crypt.remove_key`."""
+        if key.reveal() not in self._header(path).keys:
+            raise CommandFailed(f"luksRemoveKey {path}: no key available with this passphrase", WRONG_KEY)
+        self._header(path).keys.remove(key.reveal())
+
+    @call
     def all_mapped(self) -> Sequence[MappedDevice]:
         """See `Crypt.all_mapped`."""
         return [mapped.shown() for mapped in self.mapped.values()]

@@ -58,7 +58,6 @@ BLOCK = Kind(name="loopfile-block", params={"backend": "loopfile"}, block=True)
 
 _LUKS = {"encryption": "luks2", "kdfMemory": "8Mi"}
 LUKS_EXT4 = Kind(name="luks-ext4", params=_LUKS, fs="ext4")
-LUKS_XFS = Kind(name="luks-xfs", params=_LUKS, fs="xfs", size=320 * MIB)
 LUKS_BTRFS = Kind(name="luks-btrfs", params=_LUKS, fs="btrfs", size=256 * MIB)
 LUKS_BLOCK = Kind(name="luks-block", params=_LUKS, block=True)
 

@@ -18,6 +18,8 @@ STEPS: dict[str, list[str]] = {
     "sanity": [sys.executable, "tests/sanity/run.py", "directory-xfs"],
     "sanity-luks": [sys.executable, "tests/sanity/run.py", "luks-ext4", "luks-xfs", "luks-block"],
 }
+MEASURES = {"speed": [sys.executable, "-m", "tests.uml.crypt_speed"]}
+"""What is run only where it is asked for."""
 
 
 def main() -> int:
@@ -27,7 +29,7 @@ def main() -> int:
     mount_tmp()
     results: dict[str, tuple[int, float]] = {}
     for name in names.split(","):
-        results[name] = run(STEPS[name] + (pytest_arguments if name == "pytest" else []))
+        results[name] = run({**STEPS, **MEASURES}[name] + (pytest_arguments if name == "pytest" else []))
     print(f"\nUser-Mode Linux {os.uname().release}: up {booted:.1f} s before the first step")
     for name, (code, seconds) in results.items():
         verdict = "passed" if code == 0 else f"FAILED (exit code {code})"

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import pytest
 
 from tests import observe
 from tests.client import Code, Mode, refused
-from tests.driver import serving
+from tests.driver import PROGRAM, serving
 from tests.observe import KIB, MIB
-from tests.rules.kinds import LUKS_BLOCK, LUKS_BTRFS, LUKS_EXT4, LUKS_XFS, Kind, fresh_name
+from tests.rules.kinds import LUKS_BLOCK, LUKS_BTRFS, LUKS_EXT4, Kind, fresh_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +32,7 @@ KEY = "correct horse battery staple"
 HEADER = 16 * MIB
 SECRETS = {"encryptionKey": KEY}
 DATA = b"what nobody else may read, " * 4096
-PROGRAM = """#!/bin/sh
+KEY_PROGRAM = """#!/bin/sh
 question=$(cat)
 echo "$question" >>{folder}/questions
 case $question in
@@ -51,7 +52,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty.key").write_text("\n")
     (folder / "out").symlink_to("/etc/hostname")
     program = folder / "key-program"
-    program.write_text(PROGRAM.format(folder=folder, key=KEY))
+    program.write_text(KEY_PROGRAM.format(folder=folder, key=KEY))
     program.chmod(0o700)
     return folder
 
@@ -100,7 +101,7 @@ def opened_by_hand(path: Path, name: str) -> Iterator[None]:
         subprocess.run(["dmsetup", "remove", name], check=True)  # noqa: S607
 
 
-@pytest.mark.parametrize("kind", [LUKS_EXT4, LUKS_XFS, LUKS_BTRFS, LUKS_BLOCK], ids=str)
+@pytest.mark.parametrize("kind", [LUKS_EXT4, LUKS_BTRFS, LUKS_BLOCK], ids=str)
 def test_a_life(driver: Driver, kind: Kind) -> None:
     """Opening takes the time here, so that much is looked at on one volume."""
     volume = kind.create(driver, mode=Mode.SINGLE_NODE_MULTI_WRITER)
@@ -237,6 +238,88 @@ def test_discard_is_a_choice(driver: Driver) -> None:
         os.sync()
         subprocess.run(["fstrim", str(target)], check=given_back, capture_output=True)  # noqa: S607
         assert (observe.allocated(driver.backing_file(volume)) < full - 8 * MIB) == given_back
+
+
+# --- copies, another key, a lost header
+
+
+def header_left(image: BinaryIO) -> bytes:
+    """Return what is left of the header in a file that has no name any more."""
+    image.seek(0)
+    return image.read(2 * MIB).strip(b"\0")
+
+
+def test_copies_and_their_end(driver: Driver) -> None:
+    """A snapshot of a volume in use, and a volume made from it, with the same key; each is erased as it is deleted."""
+    volume = LUKS_EXT4.create(driver)
+    observe.put(driver.attach(volume), DATA)
+    snapshot = driver.snapshot(volume)
+    restored = LUKS_EXT4.create(driver, size=2 * LUKS_EXT4.size, source=snapshot)
+    target = driver.attach(restored)
+    assert observe.get(target, len(DATA)) == DATA
+    assert os.statvfs(target).f_blocks * os.statvfs(target).f_frsize > 1.8 * LUKS_EXT4.size
+    observe.put(target, b"other", name="other")
+    assert carrier(driver, volume) != carrier(driver, restored)
+    with refused(Code.INVALID_ARGUMENT):
+        driver.create("plain", LUKS_EXT4.size, fs="ext4", source=snapshot)
+
+    driver.detach(restored)
+    (root,) = driver.pool_roots()
+    kept = root / "snapshots" / snapshot.snapshot_id / "disk.img"
+    with kept.open("rb") as one, driver.backing_file(restored).open("rb") as other:
+        assert header_left(one)
+        driver.delete_snapshot(snapshot)
+        driver.delete(restored)
+        assert header_left(one) == header_left(other) == b""
+    assert observe.get(driver.target_path(volume), len(DATA)) == DATA
+
+
+def run(driver: Driver, command: str, *words: str, crash_point: str = "") -> subprocess.CompletedProcess[str]:
+    """Run one of the program's other commands on the driver's pool."""
+    argv = [str(PROGRAM), command, "--pool", *driver.pools, "--run-dir", str(driver.root / "run"), *words]
+    env = {**os.environ, "CSI_LOCAL_CRASH_POINT": crash_point}
+    return subprocess.run(argv, check=False, capture_output=True, text=True, env=env)
+
+
+def opens(path: Path, key: str) -> bool:
+    """Whether a key opens a volume, to cryptsetup's mind."""
+    argv = ["cryptsetup", "open", "--test-passphrase", "--key-file=-", str(path)]
+    return subprocess.run(argv, input=key.encode(), check=False, capture_output=True).returncode == 0
+
+
+def test_another_key_while_a_pod_uses_it(driver: Driver, keys: Path) -> None:
+    volume = LUKS_EXT4.create(driver)
+    observe.put(driver.attach(volume), DATA)
+    (keys / "new.key").write_text("battery staple\n")
+    files = ["--old-key-file", str(keys / "fast.key"), "--new-key-file", str(keys / "new.key")]
+    done = run(driver, "rotate-key", volume.id, *files, crash_point="kill:rotate:2:RemoveKey")
+    assert done.returncode == -signal.SIGKILL
+    assert all(opens(driver.backing_file(volume), key) for key in (KEY, "battery staple"))
+    done = run(driver, "rotate-key", volume.id, *files)
+    assert (done.returncode, done.stderr) == (0, "")
+    driver.detach(volume)
+    with refused(Code.UNAUTHENTICATED):
+        driver.stage(volume)
+    driver.secrets = {"encryptionKey": "battery staple"}
+    assert observe.get(driver.attach(volume), len(DATA)) == DATA
+
+
+def test_a_lost_header(driver: Driver) -> None:
+    """What doctor does about it is in `tests/unit/test_encryption.py`."""
+    volume = LUKS_EXT4.create(driver)
+    observe.put(driver.attach(volume), DATA)
+    driver.detach(volume)
+    image = driver.backing_file(volume)
+    with image.open("r+b") as file:
+        file.write(bytes(HEADER))
+        with refused(Code.FAILED_PRECONDITION) as refusal:
+            driver.stage(volume)
+        assert "nothing is found on it now; it is left as it is" in refusal.message
+        file.seek(0)
+        assert not file.read(HEADER).strip(b"\0")
+        file.seek(0)
+        file.write(image.with_name("header.img").read_bytes())
+    assert observe.get(driver.attach(volume), len(DATA)) == DATA
 
 
 # --- the key is nowhere

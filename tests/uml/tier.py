@@ -57,7 +57,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description="Boot User-Mode Linux once and run in it what this machine's kernel may be unable to.",
         epilog="Other words go to pytest, for example: tests/uml/run --only pytest -k growth",
     )
-    parser.add_argument("--only", choices=inside.STEPS, action="append", help="run this step alone; repeatable")
+    parser.add_argument(
+        "--only", choices=[*inside.STEPS, *inside.MEASURES], action="append", help="run this step alone; repeatable"
+    )
     parser.add_argument("--time-limit", type=float, default=1200, metavar="SECONDS")
     options, rest = parser.parse_known_args(arguments)
     options.pytest = rest

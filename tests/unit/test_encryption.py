@@ -5,13 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
+from csi_local.engine.check import Checker, find
+from csi_local.engine.execute import Executor
 from csi_local.engine.keys import MAX_KEY
+from csi_local.engine.rotation import Rotator
 from csi_local.model.errors import (
     AlreadyExists,
     Busy,
@@ -23,7 +27,7 @@ from csi_local.model.errors import (
     Unavailable,
 )
 from csi_local.model.observed import FileInfo, FileKind, LoopDevice, MappedDevice, Signature
-from csi_local.model.operations import CloseEncrypted, FormatEncrypted, OpenEncrypted, WriteRecord
+from csi_local.model.operations import CloseEncrypted, FormatEncrypted, KeepHeader, OpenEncrypted, WriteRecord
 from csi_local.model.quantity import MIB, Bytes
 from csi_local.model.secret import Secret
 from csi_local.model.snapshot import ContentSource, GroupRequest, SnapshotRequest, SourceKind
@@ -38,7 +42,7 @@ from csi_local.model.volume import (
 )
 from csi_local.plan.opening import LayerSeen, open_layer, opened
 from csi_local.store.layout import Layout
-from tests.unit.rig import PATIENCE_S, Rig, capability, key, request
+from tests.unit.rig import PATIENCE_S, RUN_DIR, Rig, capability, key, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -122,7 +126,7 @@ def test_a_header_is_made_once(state: FormatState) -> None:
             assert [one.state for one in written if one] == [FormatState.FORMATTING, FormatState.FORMATTED]
             assert isinstance(operations[0] if not seen.named else operations[1], WriteRecord)
         assert seen.signature is None or (state is FormatState.FORMATTING and seen.signature.uuid == OLD)
-        assert isinstance(operations[-1], OpenEncrypted)
+        assert [type(one) for one in operations[-2:]] == [OpenEncrypted, KeepHeader]
     assert planned
 
 
@@ -301,7 +305,7 @@ def test_another_encryption_is_another_volume(rig: Rig) -> None:
 
 
 def headers(rig: Rig) -> int:
-    """Count the headers there are anywhere in the pool."""
+    """Count the headers there are anywhere in the pool, copies too."""
     (pool,) = rig.pools.all()
     root = rig.host.walk(pool.root, "test").node
     return sum(node.luks is not None for node in root.below())
@@ -313,11 +317,11 @@ def test_every_header_is_erased(rig: Rig) -> None:
         rig.publisher.unstage(name, stage(rig, name, key()), PATIENCE_S)
     rig.snapshots.create(SnapshotRequest(name="daily", source="data"), PATIENCE_S)
     rig.groups.create(GroupRequest(name="both", sources=("data", "logs")), PATIENCE_S)
-    assert headers(rig) == 5
+    assert headers(rig) == 7
     ends: list[tuple[int, Callable[[], None]]] = [
-        (4, partial(rig.volumes.delete, "data", PATIENCE_S)),
-        (3, partial(rig.snapshots.delete, "daily", PATIENCE_S)),
-        (1, partial(rig.groups.delete, "both", (), PATIENCE_S)),
+        (5, partial(rig.volumes.delete, "data", PATIENCE_S)),
+        (4, partial(rig.snapshots.delete, "daily", PATIENCE_S)),
+        (2, partial(rig.groups.delete, "both", (), PATIENCE_S)),
         (0, partial(rig.volumes.delete, "logs", PATIENCE_S)),
     ]
     for left, end in ends:
@@ -331,10 +335,96 @@ def test_what_was_cut_short_is_erased_before_it_is_removed(rig: Rig) -> None:
     rig.publisher.unstage("data", stage(rig, given=key()), PATIENCE_S)
     rig.die_at_point(2)
     assert not rig.acknowledged(lambda: rig.volumes.delete("data", PATIENCE_S))
-    assert headers(rig) == 1
+    assert headers(rig) == 2
     before = rig.host.counts["erase_header"]
     rig.sweeper.drain()
-    assert (headers(rig), rig.host.counts["erase_header"]) == (0, before + 1)
+    assert (headers(rig), rig.host.counts["erase_header"]) == (0, before + 2)
+
+
+# --- another key
+
+
+def rotate(rig: Rig, old: str, new: str) -> None:
+    """Rotate the key, with a process of its own."""
+    rotator = Rotator(rig.host, rig.pools, Executor(rig.host, rig._pass))
+    with key(old) as before, key(new) as after:
+        rotator.rotate("data", before, after)
+
+
+def keys_of(rig: Rig) -> list[list[bytes]]:
+    """Return the keys that open the volume, and those that would after its header was restored from the copy."""
+    layout = rig.pool_of("data").layout
+    paths = (layout.image(VolumeId("data")), layout.header_copy(VolumeId("data")))
+    there = [rig.host.walk(path, "test").node.luks for path in paths if rig.host.stat(path) is not None]
+    return [luks.keys for luks in there if luks is not None]
+
+
+def test_another_key_while_it_is_used(rig: Rig) -> None:
+    create(rig)
+    with pytest.raises(FailedPrecondition, match="was never staged"):
+        rotate(rig, "correct horse", "battery staple")
+    path = stage(rig, given=key())
+    rotate(rig, "correct horse", "battery staple")
+    assert keys_of(rig) == [[b"battery staple"], [b"battery staple"]]
+    rotate(rig, "correct horse", "battery staple")  # again: nothing is left to do
+    rig.publisher.unstage("data", path, PATIENCE_S)
+    with pytest.raises(Unauthenticated):
+        stage(rig, given=key())
+    stage(rig, given=key("battery staple"))
+
+
+def test_a_key_is_not_given_up_for_none(rig: Rig) -> None:
+    create(rig)
+    stage(rig, given=key())
+    before = keys_of(rig)
+    with pytest.raises(InvalidArgument, match="the same"):
+        rotate(rig, "correct horse", "correct horse")
+    with pytest.raises(Unauthenticated, match="neither of the two"):
+        rotate(rig, "wrong", "battery staple")
+    assert keys_of(rig) == before
+
+
+def test_a_key_opens_it_wherever_rotation_is_cut_short(rig: Rig) -> None:
+    create(rig)
+    stage(rig, given=key())
+    old, new, moment = "correct horse", "battery staple", 0
+    while True:
+        moment += 1
+        before = rig.host.moments
+        rig.host.die(moment)
+        done = rig.acknowledged(partial(rotate, rig, old, new))
+        opening = keys_of(rig)[0]
+        assert {old.encode(), new.encode()} & set(opening)
+        rotate(rig, old, new)
+        assert keys_of(rig) == [[new.encode()], [new.encode()]]
+        old, new = new, old
+        if done:
+            break
+    assert moment > 10
+    assert rig.host.moments > before
+
+
+def test_a_lost_header_comes_back(rig: Rig) -> None:
+    create(rig)
+    path = stage(rig, given=key())
+    rig.host.replace_file(f"{path}/marker", b"data")
+    rig.publisher.unstage("data", path, PATIENCE_S)
+    layout = rig.pool_of("data").layout
+    rig.host.walk(layout.image(VolumeId("data")), "test").node.luks = None
+    with pytest.raises(FailedPrecondition, match="nothing is found on it now"):
+        stage(rig, given=key())
+    rig.pools.close()
+    with ExitStack() as held:
+        (spec,) = rig.specs
+        place = find(rig.host, spec, RUN_DIR, held, to_mend=True)
+        checker = Checker(rig.host, [place], 0)
+        (finding,) = [one for one in checker.check().findings if one.wrong]
+        assert "puts back the copy of its header" in finding.fix
+        report = checker.repair()
+        assert [one.found for one in report.mended] == [finding.found]
+        assert not [one for one in report.findings if one.wrong]
+    rig.crash()
+    assert rig.host.read_file(f"{stage(rig, given=key())}/marker") == b"data"
 
 
 # --- who has the key

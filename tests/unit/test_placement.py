@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from csi_local.model.parameters import ClassParameters
 from csi_local.model.pool import Abilities, Media, PoolKind, PoolView, QuotaSupport
 from csi_local.model.quantity import GIB, MIB, Bytes
-from csi_local.model.volume import HEADER, Allocation, BackendKind, Encryption, Filesystem, QuotaMode
+from csi_local.model.volume import HEADER, KEY_SLOTS, Allocation, BackendKind, Encryption, Filesystem, QuotaMode
 from csi_local.plan.placement import Capacity, available, capacity_of, place, unfit
 from csi_local.plan.request import Shape
 
@@ -107,9 +107,9 @@ def test_a_header_takes_room_too() -> None:
     able = dataclasses.replace(ABLE, encryption=True)
     encrypted = ClassParameters(encryption=Encryption())
     pools = [view("only", 1, abilities=able)]
-    assert place(encrypted, LOOPFILE, Bytes(GIB - HEADER), pools).pool == "only"
-    assert place(encrypted, LOOPFILE, Bytes(GIB - HEADER + 1), pools).pool is None
-    assert capacity_of(encrypted, LOOPFILE, pools).largest == GIB - HEADER
+    assert place(encrypted, LOOPFILE, Bytes(GIB - HEADER - KEY_SLOTS), pools).pool == "only"
+    assert place(encrypted, LOOPFILE, Bytes(GIB - HEADER - KEY_SLOTS + 1), pools).pool is None
+    assert capacity_of(encrypted, LOOPFILE, pools).largest == GIB - HEADER - KEY_SLOTS
     assert capacity_of(encrypted, LOOPFILE, [view("tiny", 0, abilities=able)]).available == 0
 
 

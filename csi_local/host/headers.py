@@ -1,0 +1,84 @@
+"""LUKS2 headers as bytes: copying one, putting one back, overwriting one (LUKS2 On-Disk Format Specification, 2)."""
+
+import errno
+import os
+from contextlib import suppress
+
+from csi_local.host.syscalls import failing_as, opened
+from csi_local.model.errors import SyscallFailed
+from csi_local.model.quantity import KIB
+from csi_local.model.volume import HEADER, KEY_SLOTS
+
+METADATA = 32 * KIB
+"""Two copies of what the header says; the key slots lie behind."""
+_MAGIC = ((0, b"LUKS\xba\xbe"), (METADATA // 2, b"SKUL\xba\xbe"))
+_PIECE = 1 << 20
+
+
+def _has_header(fd: int) -> bool:
+    return any(os.pread(fd, len(magic), offset) == magic for offset, magic in _MAGIC)
+
+
+def copy_header(source: str, target: str) -> None:
+    """See ``host.api.Crypt.copy_header``."""
+    temporary = f"{target}.tmp"
+    with opened(source, os.O_RDONLY | os.O_NOFOLLOW) as old:
+        if not _has_header(old):
+            raise SyscallFailed(f"copy the header of {source}", errno.EINVAL)
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with opened(temporary, flags) as new, failing_as(f"write {temporary}"):
+            _copy(old, new, 0, KEY_SLOTS)
+            os.fsync(new)
+    with failing_as(f"write {target}"):
+        os.rename(temporary, target)
+    with opened(os.path.dirname(target), os.O_RDONLY | os.O_DIRECTORY) as directory, failing_as(f"sync {target}"):
+        os.fsync(directory)
+
+
+def restore_header(source: str, target: str) -> None:
+    """See ``host.api.Crypt.restore_header``. What makes it a header comes last."""
+    with (
+        opened(source, os.O_RDONLY | os.O_NOFOLLOW) as old,
+        opened(target, os.O_RDWR | os.O_NOFOLLOW) as new,
+        failing_as(f"write the header of {target}"),
+    ):
+        if not _has_header(old):
+            raise SyscallFailed(f"restore the header of {target} from {source}", errno.EINVAL)
+        for start, end in ((METADATA, KEY_SLOTS), (0, METADATA)):
+            _copy(old, new, start, end)
+            os.fsync(new)
+
+
+def _copy(old: int, new: int, start: int, end: int) -> None:
+    for offset in range(start, end, _PIECE):
+        os.pwrite(new, os.pread(old, min(_PIECE, end - offset), offset), offset)
+
+
+def erase_header(path: str) -> None:
+    """See ``host.api.Crypt.erase_header``.
+
+    The key slots first: without them no key opens anything, and while the rest is there, it is seen that this is not
+    done yet.
+    """
+    with opened(path, os.O_RDWR | os.O_NOFOLLOW) as fd, failing_as(f"erase the header of {path}"):
+        if not _has_header(fd):
+            return
+        size = min(os.fstat(fd).st_size, HEADER)
+        for start, end in ((METADATA, size), (0, METADATA)):
+            for offset in range(start, end, _PIECE):
+                _write_zeros(fd, offset, min(_PIECE, end - offset))
+            os.fsync(fd)
+
+
+def _write_zeros(fd: int, offset: int, length: int) -> None:
+    """Written, not punched: what was in the blocks is to go.
+
+    A full filesystem has no room for an own copy of what is shared with a snapshot; that goes with the snapshot.
+    """
+    try:
+        os.pwrite(fd, bytes(length), offset)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
