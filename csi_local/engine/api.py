@@ -36,6 +36,7 @@ class SnapshotView:
     Attributes:
         record: None where it cannot be read; *problem* then says why.
         ready: False while its data is still being copied: it does not exist yet.
+        problem: what is wrong with the snapshot, or "".
     """
 
     id: SnapshotId

@@ -68,13 +68,6 @@ NOT_IN_THIS_VERSION = {
 """What csi-sanity says when it skips for want of a capability. Skipping for any other reason is a failure."""
 
 NOT_IN_A_CLUSTER = {
-    "snapshots": {
-        "Snapshot not supported",
-        "CreateSnapshot not supported",
-        "DeleteSnapshot not supported",
-        "ListSnapshots not supported",
-    },
-    "clones": {"Volume Cloning not supported"},
     "group snapshots": {"GroupControllerService not supported", "VolumeGroupSnapshots not supported"},
 }
 """Likewise, where the controller speaks to the nodes through the Kubernetes API."""

@@ -121,7 +121,7 @@ class TestVolume:
         assert resources.node_of(found) == found["metadata"]["labels"][resources.NODE_LABEL] == "node-a"
         assert not resources.answered(found)
         assert not volume_resource.made(found)
-        assert not volume_resource.wanted_absent(found)
+        assert not resources.wanted_absent(found)
         assert found["metadata"]["finalizers"] == [resources.FINALIZER]
 
     def test_claim(self) -> None:
@@ -197,14 +197,14 @@ class TestVolume:
     def test_health(self) -> None:
         found = stored(volume_resource.new_volume(SIMPLE, VolumeId("pvc-1"), "a"))
         ready = patched(found, volume_resource.ready_status(found, view(), now=NOW))
-        assert volume_resource.health_status(ready, "", now=LATER) is None
-        patch = volume_resource.health_status(ready, "its data is gone", now=LATER)
+        assert resources.health_status(ready, "", now=LATER) is None
+        patch = resources.health_status(ready, "its data is gone", now=LATER)
         assert patch is not None
         ill = patched(ready, patch)
         assert volume_resource.volume_view(ill).problem == "its data is gone"
         assert condition(ill, "Healthy") == ("False", "its data is gone", LATER)
         assert condition(ill, "Ready") == ("True", "", NOW)
-        assert volume_resource.health_status(ill, "its data is gone", now=LATER) is None
+        assert resources.health_status(ill, "its data is gone", now=LATER) is None
 
     def test_adopted(self) -> None:
         request = replace(SIMPLE, parameters=parse_parameters({"backend": "directory", "quota": "advisory"}))
