@@ -154,8 +154,9 @@ def controller(config: Config) -> None:
         metrics = _metrics(config)
         _serve_pages(config, metrics, view.alive, view.synced, stack)
         services = (
-            Identity(view),
+            Identity(view, groups=True),
             Controller(view.volumes, view.volumes, view.snapshots, get_snapshot=config.get_snapshot),
+            GroupController(view.groups),
         )
         observe = metrics.rpc if metrics else unobserved
         server = Server(config.endpoint, services, observe, workers=_CONTROLLER_WORKERS)

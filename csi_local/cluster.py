@@ -8,20 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from csi_local.config import Config
-from csi_local.engine.api import SizeEngine, SnapshotEngine, VolumeEngine
+from csi_local.engine.api import GroupEngine, SizeEngine, SnapshotEngine, VolumeEngine
 from csi_local.engine.copies import Copies
 from csi_local.engine.pools import Pools
 from csi_local.engine.sources import snapshot_of
 from csi_local.engine.survey import Survey, Surveyed, seen
 from csi_local.kube import resources
-from csi_local.kube.agent import Agent, Told
+from csi_local.kube.agent import WORKERS, Agent, Told
 from csi_local.kube.api import Api
 from csi_local.kube.cache import Cache
 from csi_local.kube.desired import Desired
 from csi_local.kube.events import Events
+from csi_local.kube.group_kind import GroupKind
+from csi_local.kube.kind import Kind, V
 from csi_local.kube.nodes import Nodes
 from csi_local.kube.pools import LEASE_S, POOLS_PAUSE_S, POOLS_S, Beat, NodeLease, PoolReports
 from csi_local.kube.remote import Remote
+from csi_local.kube.remote_groups import RemoteGroups
 from csi_local.kube.remote_snapshots import RemoteSnapshots
 from csi_local.kube.snapshot_kind import SnapshotKind
 from csi_local.kube.volume_kind import VolumeKind
@@ -29,7 +32,7 @@ from csi_local.model.errors import InvalidArgument
 
 _log = logging.getLogger(__name__)
 _TELL_S = 10.0
-_SNAPSHOT_WORKERS = 4
+_SNAPSHOT_WORKERS, _GROUP_WORKERS = 4, 2
 
 Check = Callable[[], str]
 """Says what is wrong, or "" where nothing is."""
@@ -60,7 +63,9 @@ class ClusterView:
         self._caches = {"pools": pools, "leases": leases}
         nodes = Nodes(leases, pools)
         volumes = self._desired(resources.VOLUMES, nodes, "volume")
-        self.snapshots = RemoteSnapshots(self._desired(resources.SNAPSHOTS, nodes, "snapshot"), volumes)
+        groups = self._desired(resources.GROUPS, nodes, "group")
+        self.groups = RemoteGroups(groups, volumes)
+        self.snapshots = RemoteSnapshots(self._desired(resources.SNAPSHOTS, nodes, "snapshot"), groups, volumes)
         self.volumes = Remote(volumes, self.snapshots.origin)
 
     def _desired(self, collection: str, nodes: Nodes, noun: str) -> Desired:
@@ -123,6 +128,10 @@ class NodeEngine(Protocol):
     def snapshots(self) -> SnapshotEngine:
         """Snapshots."""
 
+    @property
+    def groups(self) -> GroupEngine:
+        """Groups of them."""
+
 
 class ClusterPart:
     """What makes a node a part of the cluster: its agents, its LocalPools, its Lease."""
@@ -136,26 +145,23 @@ class ClusterPart:
         events = Events(api, node)
         reports = PoolReports(api, node, engine.pools, config.pools, events)
         self._pools = Beat("pools", reports.report, POOLS_S, POOLS_PAUSE_S)
-        self._volumes = Agent(
-            api,
-            node,
-            VolumeKind(engine.volumes, engine.sizes, node),
-            events,
-            told=told,
-            changed=self._pools.ask,
-            crash_point=crash_point,
-        )
-        self._snapshots = Agent(
-            api,
-            node,
-            SnapshotKind(engine.snapshots, node),
-            events,
-            told=told,
-            changed=self._pools.ask,
-            crash_point=crash_point,
-            workers=_SNAPSHOT_WORKERS,
-        )
-        self._agents = (self._volumes, self._snapshots)
+
+        def agent(kind: Kind[V], workers: int) -> Agent[V]:
+            return Agent(
+                api,
+                node,
+                kind,
+                events,
+                told=told,
+                changed=self._pools.ask,
+                crash_point=crash_point,
+                workers=workers,
+            )
+
+        self._volumes = agent(VolumeKind(engine.volumes, engine.sizes, node), WORKERS)
+        self._snapshots = agent(SnapshotKind(engine.snapshots, node), _SNAPSHOT_WORKERS)
+        self._groups = agent(GroupKind(engine.groups, node), _GROUP_WORKERS)
+        self._agents = (self._volumes, self._snapshots, self._groups)
         engine.copies.listen(self._copied)
         self._node_lease = NodeLease(api, node, config.namespace, lambda: self._problem or self._unconnected)
         self._lease = Beat("lease", self._renew, LEASE_S)
@@ -177,8 +183,10 @@ class ClusterPart:
 
     def _surveyed(self, found: Sequence[Surveyed]) -> None:
         self._volumes.surveyed([one.view for one in found])
-        snapshots = seen(self._engine.pools, lambda pool: pool.store.snapshots.all(), self._engine.snapshots.get)
-        self._snapshots.surveyed([one for one in snapshots if one.ready])
+        pools = self._engine.pools
+        snapshots = seen(pools, lambda pool: pool.store.snapshots.all(), self._engine.snapshots.get)
+        self._snapshots.surveyed([one for one in snapshots if one.ready and not (one.record and one.record.group)])
+        self._groups.surveyed(list(seen(pools, lambda pool: pool.store.snapshots.groups(), self._engine.groups.get)))
 
     def _copied(self, key: str) -> None:
         if (snapshot := snapshot_of(key)) is not None:

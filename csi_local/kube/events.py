@@ -53,11 +53,19 @@ def about_claim(namespace: str, name: str, volume_name: str) -> About:
 
 def about_snapshot(labels: Mapping[str, str], snapshot_name: str) -> About | None:
     """The VolumeSnapshot that the snapshotter's labels tell of; its uid as a claim's (``snapshot-UID``)."""
-    namespace, name = (labels.get(f"csi.storage.k8s.io/volumesnapshot/{key}", "") for key in ("namespace", "name"))
+    return _about_copy("VolumeSnapshot", "snapshot.storage.k8s.io/v1", labels, snapshot_name)
+
+
+def about_group(labels: Mapping[str, str], group_name: str) -> About | None:
+    """The VolumeGroupSnapshot, likewise (``groupsnapshot-UID``)."""
+    return _about_copy("VolumeGroupSnapshot", "groupsnapshot.storage.k8s.io/v1", labels, group_name)
+
+
+def _about_copy(kind: str, version: str, labels: Mapping[str, str], name_with_uid: str) -> About | None:
+    namespace, name = (labels.get(f"csi.storage.k8s.io/{kind.lower()}/{key}", "") for key in ("namespace", "name"))
     if not (namespace and name):
         return None
-    version = "snapshot.storage.k8s.io/v1"
-    return About(kind="VolumeSnapshot", namespace=namespace, name=name, uid=_uid(snapshot_name), version=version)
+    return About(kind=kind, namespace=namespace, name=name, uid=_uid(name_with_uid), version=version)
 
 
 def _uid(name: str) -> str:

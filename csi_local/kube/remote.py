@@ -48,6 +48,21 @@ class Origin:
     like: VolumeRecord | None
 
 
+def node_that_has(volumes: Desired, shown: str) -> str:
+    """The node of a volume, of which something is wanted there.
+
+    Raises:
+        NotFound: there is no such volume.
+        Unavailable: its node is not there.
+    """
+    volume = known_id(shown)
+    found = volumes.find(resource_name(volume)) if volume is not None else None
+    if found is None or not made(found):
+        raise NotFound(f"there is no volume {shown!r}")
+    volumes.nodes.check_alive(node_of(found), f"volume {shown}")
+    return node_of(found)
+
+
 def _no_snapshots(_shown: str) -> Origin | None:
     return None
 

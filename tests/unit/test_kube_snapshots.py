@@ -17,6 +17,7 @@ from csi_local.kube.cache import Cache
 from csi_local.kube.desired import Desired
 from csi_local.kube.nodes import Nodes
 from csi_local.kube.remote import Remote
+from csi_local.kube.remote_groups import RemoteGroups
 from csi_local.kube.remote_snapshots import RemoteSnapshots
 from csi_local.model.accessibility import ANYWHERE, Accessibility
 from csi_local.model.errors import (
@@ -29,7 +30,7 @@ from csi_local.model.errors import (
     Unavailable,
 )
 from csi_local.model.quantity import MIB
-from csi_local.model.snapshot import ContentSource, SnapshotRequest, SourceKind
+from csi_local.model.snapshot import ContentSource, GroupRequest, SnapshotRequest, SourceKind
 from csi_local.model.volume import CapacityRange
 from tests.fake.kubernetes import Kubernetes
 from tests.fake.node import NAMESPACE
@@ -40,7 +41,7 @@ from tests.unit.rig import RUN_DIR, Rig, capability
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from csi_local.engine.api import SnapshotView, VolumeView
+    from csi_local.engine.api import GroupView, SnapshotView, VolumeView
     from csi_local.plan.request import VolumeRequest
 
 PATIENCE_S = 20.0
@@ -90,6 +91,7 @@ class Controller:
         collections = {
             "volume": resources.VOLUMES,
             "snapshot": resources.SNAPSHOTS,
+            "group": resources.GROUPS,
             "pool": resources.POOLS,
             "lease": resources.leases(NAMESPACE),
         }
@@ -99,10 +101,12 @@ class Controller:
             cache.start()
             stack.callback(cache.stop)
             assert cache.wait_synced(5)
-        volumes, snapshots = (
-            Desired(api, collections[noun], caches[noun], self.nodes, noun=noun) for noun in ("volume", "snapshot")
+        volumes, snapshots, groups = (
+            Desired(api, collections[noun], caches[noun], self.nodes, noun=noun)
+            for noun in ("volume", "snapshot", "group")
         )
-        self.snapshots = RemoteSnapshots(snapshots, volumes)
+        self.groups = RemoteGroups(groups, volumes)
+        self.snapshots = RemoteSnapshots(snapshots, groups, volumes)
         self.volumes = Remote(volumes, self.snapshots.origin)
 
     def later(self) -> None:
@@ -122,6 +126,10 @@ class Controller:
     def snapshot(self, name: str = "daily", source: str = "data", patience_s: float = PATIENCE_S) -> SnapshotView:
         """Have a snapshot."""
         return self.snapshots.create(SnapshotRequest(name=name, source=source), patience_s)
+
+    def group(self, *sources: str, name: str = "both") -> GroupView:
+        """Have a group."""
+        return self.groups.create(GroupRequest(name=name, sources=sources), PATIENCE_S)
 
 
 class Cluster:
@@ -399,3 +407,103 @@ class TestCopies:
         node.start()
         until(lambda: len(cluster.there(resources.VOLUMES)) == 2, "it has a resource again")
         until(lambda: controller.create(copy_of(SourceKind.VOLUME, "data")) == view, "it is what it was")
+
+
+class TestGroups:
+    def test_a_group_lives_and_dies_whole(self, cluster: Cluster) -> None:
+        node, controller = cluster.node("a"), cluster.controller()
+        for name in ("one", "two"):
+            controller.volume(name)
+        cluster.server.requests.clear()
+        view = controller.group("one", "two")
+        assert [method for method, path in cluster.server.requests if path.startswith(resources.GROUPS + "/both")] == [
+            "PATCH"
+        ]
+        assert view == controller.group("two", "one", "one") == controller.groups.get("both", view.record.members)
+        records = [one.record for one in view.members if one.record is not None]
+        assert [(one.source, one.group) for one in records] == [("one", "both"), ("two", "both")]
+        assert {one.created for one in records} == {view.record.created}
+        assert [one.id for one in controller.snapshots.list("", 0)[0]] == sorted(view.record.members)
+        assert cluster.there() == []
+        member = view.record.members[0]
+        assert controller.snapshots.get(member) in view.members
+        with pytest.raises(InvalidArgument, match="group both"):
+            controller.snapshots.delete(member, PATIENCE_S)
+        with pytest.raises(InvalidArgument):
+            controller.groups.delete("both", ["other"], PATIENCE_S)
+        assert controller.create(copy_of(SourceKind.SNAPSHOT, member)).node == "a"
+        controller.groups.delete("both", view.record.members, PATIENCE_S)
+        assert node.rig.snapshots.list("", 0)[0] == []
+        assert cluster.there(resources.GROUPS) == []
+        controller.groups.delete("both", (), PATIENCE_S)
+        with pytest.raises(NotFound):
+            controller.groups.get("both")
+
+    def test_volumes_on_several_nodes(self, cluster: Cluster) -> None:
+        cluster.node("a")
+        cluster.node("b")
+        controller = cluster.controller()
+        controller.volume("one", "a")
+        controller.volume("two", "b")
+        with pytest.raises(FailedPrecondition, match="on the nodes a and b"):
+            controller.group("one", "two")
+        with pytest.raises(NotFound):
+            controller.group("one", "three")
+        with pytest.raises(InvalidArgument):
+            controller.group()
+        controller.group("one")
+        with pytest.raises(AlreadyExists, match="of the volumes one"):
+            controller.group("two")
+        assert cluster.there(resources.GROUPS) == ["both"]
+
+    def test_a_refusal_leaves_nothing(self, cluster: Cluster) -> None:
+        cluster.node("a", FAR)
+        controller = cluster.controller()
+        controller.volume("one")
+        with pytest.raises(FailedPrecondition, match="cannot share blocks"):
+            controller.group("one")
+        until(lambda: cluster.there(resources.GROUPS) == [], "nothing is left")
+
+    def test_a_node_that_is_gone(self, cluster: Cluster) -> None:
+        node, controller = cluster.node("a"), cluster.controller()
+        controller.volume("one")
+        view = controller.group("one")
+        node.stop()
+        controller.later()
+        with pytest.raises(Unavailable, match="node a"):
+            controller.group("one", name="other")
+        assert controller.group("one") == view
+        with pytest.raises(Unavailable, match="node a"):
+            controller.groups.delete("both", (), PATIENCE_S)
+        node.start()
+        until(lambda: cluster.there(resources.GROUPS) == [], "it is removed when the node is back")
+        assert node.rig.snapshots.list("", 0)[0] == []
+
+    def test_a_restored_etcd(self, cluster: Cluster) -> None:
+        """Its members get no resources of their own."""
+        node, controller = cluster.node("a"), cluster.controller()
+        controller.volume("one")
+        before = cluster.server.backup()
+        view = controller.group("one")
+        node.stop()
+        cluster.server.restore(before)
+        node.start()
+        until(lambda: cluster.there(resources.GROUPS) == ["both"], "it has a resource again")
+        until(lambda: controller.group("one") == view, "it is what it was")
+        assert cluster.there() == []
+
+    def test_data_that_is_gone(self, cluster: Cluster) -> None:
+        node, controller = cluster.node("a"), cluster.controller()
+        controller.volume("one")
+        view = controller.group("one")
+        node.stop()
+        pool = node.rig.pools.get("loops")
+        node.rig.host.remove_tree(pool.layout.group(view.record.id))
+        node.start()
+        found = cluster.server.until(
+            resources.GROUPS, "both", lambda now: now is not None and resources.problem_of(now) != ""
+        )
+        assert "gone" in resources.problem_of(found)
+        until(lambda: controller.groups.get("both").problem == resources.problem_of(found), "the controller says so")
+        with pytest.raises(NotFound):
+            controller.create(copy_of(SourceKind.SNAPSHOT, view.record.members[0]))
