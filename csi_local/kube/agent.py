@@ -90,8 +90,10 @@ class Agent(Generic[V]):
             self._queue.add(name)
 
     def ended(self, identifier: str) -> None:
-        """Look at something again whose making went on in the background, and has ended."""
-        self._queue.add(resources.resource_name(identifier))
+        """Look at something again whose making went on in the background, and has ended, or was given up."""
+        name = resources.resource_name(identifier)
+        self._again.add(name)
+        self._queue.add(name)
 
     def surveyed(self, found: Sequence[V]) -> None:
         """Compare what is on disk with what the resources say; what differs is looked at, one by one."""
@@ -143,7 +145,7 @@ class Agent(Generic[V]):
     def _provide(self, name: str, wanted: Object) -> bool:
         began = time.perf_counter()
         there = self._kind.acknowledged(wanted)
-        operation = self._kind.operation("expand" if there else "create")
+        operation = self._kind.operation("keep" if there else "create")
         try:
             view = self._kind.keep(wanted) if there else self._create(name, wanted)
             patch = self._kind.ready_status(wanted, view, now=_now())

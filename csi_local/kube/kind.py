@@ -76,7 +76,7 @@ class Kind(Protocol[V]):
     # --- the data
 
     def operation(self, what: str) -> str:
-        """What metrics and crash points call create, expand and delete."""
+        """What metrics and crash points call create, keep and delete."""
 
     def create(self, wanted: Object) -> V:
         """Make it, or find it made."""

@@ -56,8 +56,8 @@ class VolumeKind:
         return volume_resource.adopted_volume(view.record, self._node) if view.record else None
 
     def operation(self, what: str) -> str:
-        """As it is."""
-        return what
+        """To keep a volume as wanted is to let it grow."""
+        return "expand" if what == "keep" else what
 
     def create(self, wanted: Object) -> VolumeView:
         """Make a volume."""

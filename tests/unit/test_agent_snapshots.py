@@ -300,8 +300,7 @@ class TestCopies:
         scene.change(name, state=ABSENT)
         assert scene.answer(name)["error"]["code"] == "ABORTED"
         scene.copy()
-        scene.look()
-        scene.wait_gone(name)
+        scene.wait_gone(name)  # that it is to go was said
         assert scene.taken() == []
         assert not scene.rig.spawned
 
