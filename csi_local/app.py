@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from csi_local.config import Config
 from csi_local.engine.copies import Copies
+from csi_local.engine.crypt import Layers
 from csi_local.engine.ephemeral import Ephemeral
 from csi_local.engine.execute import CrashPoint, Executor
 from csi_local.engine.groups import Groups
+from csi_local.engine.keys import Keys
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pools
 from csi_local.engine.publish import Publisher
@@ -59,8 +61,9 @@ class Engine:
         self.volumes = Volumes(host, self.pools, executor, locks, self.sweeper, self.copies, node=config.node_id)
         self.snapshots = Snapshots(host, self.pools, executor, locks, self.sweeper, self.copies)
         self.groups = Groups(host, self.pools, executor, locks, self.sweeper, self.copies)
-        self.sizes = Sizes(host, self.pools, executor, locks)
-        self.publisher = Publisher(host, self.pools, executor, locks, self.copies, config.max_volumes)
+        layers = Layers(host, executor, Keys(host, config.keys))
+        self.sizes = Sizes(host, self.pools, executor, locks, layers)
+        self.publisher = Publisher(host, self.pools, executor, locks, self.copies, layers, config.max_volumes)
         self.ephemeral = Ephemeral(host, self.pools, locks, self.volumes, self.publisher)
         self.sweeper.every_round(self.ephemeral.sweep)
 

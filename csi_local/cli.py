@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
             "--get-snapshot", choices=("yes", "no"), help="offer GetSnapshot, an alpha feature of CSI (no)"
         )
     for server in (serve, node):
+        _keys(server)
         server.add_argument("--max-volumes", help=f"volumes staged at once; 0: no limit ({config.DEFAULT_MAX_VOLUMES})")
         _serving(server)
     pools = _command(commands, "pools", "show each pool, its room and what it can do", _pools)
@@ -135,6 +136,12 @@ def _command(
     parser.add_argument("--run-dir", metavar="DIR", help=f"where pools are mounted ({config.DEFAULT_RUN_DIR})")
     parser.set_defaults(run=run)
     return parser
+
+
+def _keys(parser: argparse.ArgumentParser) -> None:
+    """Where keys of encrypted volumes are had from."""
+    parser.add_argument("--key-dir", metavar="DIR", help=f"key files, for keyProvider: file ({config.DEFAULT_KEY_DIR})")
+    parser.add_argument("--key-program", metavar="PATH", help="a program that prints keys, for keyProvider: exec")
 
 
 def _serving(parser: argparse.ArgumentParser) -> None:

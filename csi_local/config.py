@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from csi_local.kube.credentials import Credentials, from_kubeconfig, in_cluster
+from csi_local.model.encryption import KeySources
 from csi_local.model.errors import InvalidArgument
 from csi_local.model.pool import PoolKind, PoolSpec, parse_pool, pool_spec
 
@@ -20,6 +21,7 @@ DEFAULT_MAX_VOLUMES = 1000
 DEFAULT_KUBELET_DIR = "/var/lib/kubelet"
 DEFAULT_HTTP_ADDRESS = "0.0.0.0:9808"
 """In Kubernetes. Elsewhere nothing is served unless an address is given."""
+DEFAULT_KEY_DIR = "/etc/csi-local/keys"
 DEFAULT_NAMESPACE = "csi-local"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
@@ -43,6 +45,7 @@ class Config:
         registration: whether the driver registers itself with the kubelet.
         namespace: where its Leases are.
         credentials: how to reach the Kubernetes API; None where there is no need to.
+        keys: where keys of encrypted volumes are had from.
         crash_point: for tests: ``trace:FILE`` or ``kill:NAME`` (``app.crash_point``).
     """
 
@@ -59,6 +62,7 @@ class Config:
     registration: bool = True
     namespace: str = DEFAULT_NAMESPACE
     credentials: Credentials | None = None
+    keys: KeySources = KeySources()  # noqa: RUF009 (frozen)
     crash_point: str = ""
 
 
@@ -103,7 +107,16 @@ def load(flags: Mapping[str, Any], role: Role = Role.ALONE) -> Config:
         registration=_choice(_plain(values.get("registration", "yes")), ("yes", "no"), "registration") == "yes",
         namespace=str(values.get("namespace") or os.environ.get("NAMESPACE") or DEFAULT_NAMESPACE),
         credentials=None if role is Role.ALONE else _credentials(str(values.get("kubeconfig", ""))),
+        keys=_keys(values),
         crash_point=os.environ.get("CSI_LOCAL_CRASH_POINT", ""),
+    )
+
+
+def _keys(values: Mapping[str, Any]) -> KeySources:
+    program = str(values.get("key_program", ""))
+    return KeySources(
+        directory=_directory(values.get("key_dir", DEFAULT_KEY_DIR), "key directory"),
+        program=_directory(program, "key program") if program else "",
     )
 
 
@@ -128,13 +141,15 @@ _KEYS = {
     "logformat": "log_format",
     "httpaddress": "http_address",
     "kubeletdir": "kubelet_dir",
+    "keydir": "key_dir",
+    "keyprogram": "key_program",
     "registration": "registration",
     "namespace": "namespace",
     "kubeconfig": "kubeconfig",
 }
 _KNOWN = (
     "endpoint, nodeId, pools, runDir, maxVolumes, getSnapshot, logLevel, logFormat, httpAddress, kubeletDir,"
-    " registration, namespace, kubeconfig"
+    " keyDir, keyProgram, registration, namespace, kubeconfig"
 )
 
 

@@ -78,6 +78,7 @@ def _abilities(host: Host, place: Place) -> list[Row]:
         ("limits directories", can.quota is not QuotaSupport.NONE, can.quota_reason + "; or use backend: loopfile"),
         ("clones files at once", can.reflink, "quick snapshots need it: XFS (reflink=1) or btrfs"),
         ("gives blocks back", can.discard, "thin volumes do not shrink on it"),
+        ("can be encrypted", can.encryption, f"{can.encryption_reason}; encryption: luks2 is refused here"),
     ]
     found = [_row(f"{name} {what}", "ok" if there else "lacks", can.filesystem, fix) for what, there, fix in checks]
     if read_only:

@@ -94,7 +94,7 @@ def _volume_row(pools_: Pools, observer: Observer, view: VolumeView) -> Row:
         "allocation": str(record.allocation) if record and record.backend is BackendKind.LOOPFILE else "",
         "claim": _claim(view),
         "pod": _named(view, "csi.storage.k8s.io/pod."),
-        "mounted": list(observer.mount_points(pool.layout, view.id, observer.loops(pool.layout, view.id))),
+        "mounted": list(observer.mount_points(pool.layout, view.id, observer.stack(pool.layout, view.id))),
         "adopted": record.adopted if record else "",
         "problem": view.problem,
     }

@@ -39,6 +39,7 @@ command:mkfs.xfs                         xfsprogs
 command:mkfs.btrfs                       btrfs-progs
 command:fio                              fio
 command:dmsetup                          dmsetup
+command:cryptsetup                       cryptsetup-bin
 command:promtool                         prometheus
 command:linux.uml                        user-mode-linux
 /usr/lib/uml/modules                     user-mode-linux

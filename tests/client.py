@@ -129,7 +129,8 @@ def _demand(condition: bool, otherwise: str) -> None:  # noqa: FBT001 - reads li
 class Client:
     """The calls of a CO. It remembers what it staged and published, so that `release` can undo it.
 
-    Paths are made as a CO makes them: the staging folder itself, and the target's parent but not the target.
+    What needs secrets is given `secrets`, unless told otherwise. Paths are made as a CO makes them: the staging folder
+    itself, and the target's parent but not the target.
     """
 
     identity: rpc.IdentityStub
@@ -139,6 +140,7 @@ class Client:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.secrets: Mapping[str, str] = {}
         self._channel: grpc.Channel | None = None
         self._targets: dict[tuple[str, Path], None] = {}
         self._stagings: dict[tuple[str, Path], None] = {}
@@ -288,7 +290,7 @@ class Client:
                 staging_target_path=str(path),
                 volume_capability=access or volume.capability,
                 volume_context=volume.context,
-                secrets=secrets or {},
+                secrets=self.secrets if secrets is None else secrets,
             )
         )
         return path
@@ -323,7 +325,7 @@ class Client:
                 volume_capability=access or volume.capability,
                 readonly=readonly,
                 volume_context=volume.context,
-                secrets=secrets or {},
+                secrets=self.secrets if secrets is None else secrets,
             )
         )
         return path
@@ -365,7 +367,9 @@ class Client:
         self.unpublish(volume)
         self.unstage(volume)
 
-    def expand_node(self, volume: Volume, size: int, *, path: Path | None = None) -> csi.NodeExpandVolumeResponse:
+    def expand_node(
+        self, volume: Volume, size: int, *, path: Path | None = None, secrets: Mapping[str, str] | None = None
+    ) -> csi.NodeExpandVolumeResponse:
         """NodeExpandVolume, by default at the target that `publish` made."""
         return self.node.NodeExpandVolume(
             csi.NodeExpandVolumeRequest(
@@ -374,6 +378,7 @@ class Client:
                 staging_target_path=str(self.staging_path(volume)),
                 capacity_range=csi.CapacityRange(required_bytes=size),
                 volume_capability=volume.capability,
+                secrets=self.secrets if secrets is None else secrets,
             )
         )
 

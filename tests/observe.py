@@ -13,7 +13,7 @@ import re
 import stat
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -82,17 +82,34 @@ def _backing_file(name: str) -> str:
         os.close(handle)
 
 
+def mapped() -> dict[str, str]:
+    """Return each of device mapper's devices that is over a loop device, with that."""
+    found: dict[str, str] = {}
+    for top in Path("/sys/block").glob("dm-*"):
+        for slave in (top / "slaves").iterdir():
+            if slave.name.startswith("loop"):
+                found[f"/dev/{top.name}"] = f"/dev/{slave.name}"
+    return found
+
+
+def mapper_name(device: str) -> str:
+    """Return the name that one of device mapper's devices was opened as."""
+    return Path(f"/sys/block/{Path(device).name}/dm/name").read_text().strip()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Belongings:
-    """The mounts and loop devices beneath a folder, or on a loop device whose file is, and so on."""
+    """The mounts and devices beneath a folder, or on a device whose file is, and so on."""
 
     mounts: tuple[Mount, ...]
     loops: dict[str, str]
+    mapped: dict[str, str] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """Name each of them."""
         mounted = [f"mount {mount.source}{mount.root} on {mount.target}" for mount in self.mounts]
-        return mounted + [f"loop device {device} on {file}" for device, file in self.loops.items()]
+        opened = [f"mapped device {device} on {below}" for device, below in self.mapped.items()]
+        return [*mounted, *opened, *(f"loop device {device} on {file}" for device, file in self.loops.items())]
 
 
 def belongings(root: Path) -> Belongings:
@@ -100,10 +117,12 @@ def belongings(root: Path) -> Belongings:
     folders = {root}
     while True:
         attached = {device: file for device, file in loops().items() if _beneath(Path(file), folders)}
-        standing = [m for m in mounts() if m.source in attached or _beneath(m.target, folders)]
-        grown = folders | {mount.target for mount in standing}
+        opened = {device: below for device, below in mapped().items() if below in attached}
+        devices = {*attached, *opened}
+        standing = [m for m in mounts() if m.source in devices or _beneath(m.target, folders)]
+        grown = folders | {mount.target for mount in standing} | {Path(device) for device in opened}
         if grown == folders:
-            return Belongings(mounts=tuple(standing), loops=attached)
+            return Belongings(mounts=tuple(standing), loops=attached, mapped=opened)
         folders = grown
 
 
@@ -117,6 +136,8 @@ def take_down(root: Path, keep: Belongings | None = None) -> None:
         attached = found.loops.keys() - kept_loops.keys()
         for mount in reversed(standing):
             unmount(mount.target, lazily=True)
+        for device in found.mapped:
+            subprocess.run(["dmsetup", "remove", mapper_name(device)], check=False, capture_output=True)  # noqa: S607
         for device in attached:
             subprocess.run(["losetup", "--detach", device], check=False, capture_output=True)  # noqa: S607
         if not (standing or attached):

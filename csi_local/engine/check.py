@@ -195,8 +195,8 @@ class Checker:
         if place.spec.kind is PoolKind.IMAGE:
             devices += self._host.loops(place.spec.target)
         look = _Look(self._host, place, self._us)
-        devices += [loop.device for loop in look.loops(look.volumes())]
-        for device in devices:
+        loops = [*devices, *(loop.device for loop in look.loops(look.volumes()))]
+        for device in (one for loop in loops for one in (loop, *self._host.mapped_over(loop.device))):
             point = look.observer.reached_at(device, look.mounts)
             if point is None:
                 continue
@@ -340,7 +340,8 @@ class _Look:
     def _with_signature(self, seen: VolumeSeen, record: VolumeRecord) -> VolumeSeen:
         image = seen.file("disk.img")
         whole = image is not None and image.info.kind is FileKind.FILE and image.info.size >= record.size
-        if image is None or not whole or record.format is not FormatState.FORMATTED:
+        state = record.encryption.state if record.encryption else record.format
+        if image is None or not whole or state is not FormatState.FORMATTED:
             return seen
         try:
             return replace(seen, signature=self._host.probe(image.path))
@@ -404,7 +405,8 @@ class _Look:
             file = self._host.backing_path(device.device) if of is None else self._layout.image(of)
             if of is None and not self._was_image(file):
                 continue
-            points = tuple(self.observer.points_of(device, self.mounts))
+            over = (device, *self._host.mapped_over(device.device))
+            points = tuple(point for one in over for point in self.observer.points_of(one, self.mounts))
             users = self._users(device) if of is None and not points else ""
             yield LoopSeen(device=device, file=file, volume=of, points=points, users=users)
 

@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
+from csi_local.engine.erasing import remove_erased
 from csi_local.host.api import Host, Proceed
 from csi_local.model import operations as op
 from csi_local.model.errors import DriverError, FailedPrecondition
-from csi_local.model.observed import LoopDevice
+from csi_local.model.observed import Device, LoopDevice, MappedDevice
+from csi_local.model.secret import Secret
 from csi_local.store.records import encode
 
 CrashPoint = Callable[[str], None]
@@ -28,15 +30,24 @@ class _Run:
 
     held: ExitStack
     proceed: Proceed
+    key: Secret | None
     loop: LoopDevice | None = None
+    opened: MappedDevice | None = None
     attached_here: bool = False
     done: list[op.Operation] = field(default_factory=list)
 
-    def device(self) -> LoopDevice:
-        """The device attached before."""
-        if self.loop is None:
+    def device(self) -> Device:
+        """The device attached or opened before."""
+        device = self.opened or self.loop
+        if device is None:
             raise FailedPrecondition("the plan has no device attached")
-        return self.loop
+        return device
+
+    def its_key(self) -> Secret:
+        """The key that came beside the plan."""
+        if self.key is None:
+            raise FailedPrecondition("the plan needs a key, and has none")
+        return self.key
 
 
 class Executor:
@@ -46,13 +57,16 @@ class Executor:
         self._host = host
         self._crash_point = crash_point
 
-    def run(self, name: str, operations: Sequence[op.Operation], proceed: Proceed = _on) -> None:
+    def run(
+        self, name: str, operations: Sequence[op.Operation], proceed: Proceed = _on, *, key: Secret | None = None
+    ) -> None:
         """Carry out all of *operations*, or undo what was done and raise what stopped it.
 
-        *proceed* is asked before each and within long ones, and raises where the plan is to end.
+        *proceed* is asked before each and within long ones, and raises where the plan is to end. The *key* is for
+        those that open encrypted devices.
         """
         with ExitStack() as held:
-            run = _Run(held, proceed)
+            run = _Run(held, proceed, key)
             try:
                 for number, operation in enumerate(operations):
                     self._crash_point(f"{name}:{number}:{type(operation).__name__}")
@@ -78,7 +92,7 @@ class Executor:
             case op.MakeSubvolume(path=path):
                 host.make_subvolume(path)
             case op.RemoveTree(path=path):
-                host.remove_tree(path)
+                remove_erased(host, path)
             case op.SyncDirectory(path=path):
                 host.sync_dir(path)
             case op.OpenToPods(path=path):
@@ -133,17 +147,18 @@ class Executor:
                 self._attach(operation, run)
             case op.Detach(loop=loop):
                 host.detach(loop)
-            case op.MakeFilesystem(filesystem=filesystem, uuid=uuid, options=options, thick=thick):
-                device = run.device().path
-                host.make_filesystem(device, filesystem, uuid=uuid, label="", options=options, thick=thick)
+            case op.MakeFilesystem(filesystem=filesystem, uuid=uuid, options=options):
+                how = {"thick": operation.thick, "zeroed": operation.zeroed}
+                host.make_filesystem(run.device().path, filesystem, uuid=uuid, label="", options=options, **how)
             case op.GrowUnmounted():
                 host.grow_unmounted(run.device().path)
             case op.RefreshLoops(path=path):
                 for loop in host.loops(path):
                     host.refresh(loop)
-            case op.GrowMounted(path=path, filesystem=filesystem):
-                device = run.loop.path if run.loop else self._device_under(path)
-                host.grow_mounted(path, filesystem, device)
+            case op.GrowMounted(path=path, filesystem=filesystem, least=least):
+                device = run.device().path if run.opened or run.loop else self._device_under(path)
+                if (grown := host.grow_mounted(path, filesystem, device)) < least:
+                    raise FailedPrecondition(f"the filesystem at {path} has {grown} bytes after it grew, not {least}")
             case op.MountDevice(path=path, filesystem=filesystem, flags=flags, data=data):
                 host.mount(run.device().path, path, filesystem, flags, data)
             case op.BindMount(path=path, source=source, flags=flags):
@@ -163,6 +178,26 @@ class Executor:
             case op.RemoveTarget(path=path):
                 host.remove(path)
             case _:
+                self._do_crypt(operation, run)
+
+    def _do_crypt(self, operation: op.Operation, run: _Run) -> None:
+        host = self._host
+        match operation:
+            case op.UseDevice(device=device):
+                run.opened = device
+            case op.FormatEncrypted(encryption=encryption):
+                host.format_encrypted(run.device().path, encryption, run.its_key())
+            case op.OpenEncrypted(name=name, encryption=encryption):
+                carrier = run.device().path
+                run.opened = host.open_encrypted(carrier, name, run.its_key(), discard=encryption.discard)
+            case op.CloseEncrypted(opened=opened):
+                host.close_encrypted(opened)
+            case op.EraseHeader(path=path):
+                host.erase_header(path)
+            case op.ResizeEncrypted(opened=opened, size=size):
+                if (seen := host.resize_encrypted(opened, run.its_key())) < size:
+                    raise FailedPrecondition(f"{opened.path} has {seen} bytes after it grew, instead of {size}")
+            case _:
                 raise NotImplementedError(operation.describe())
 
     def _attach(self, operation: op.Attach, run: _Run) -> None:
@@ -178,22 +213,24 @@ class Executor:
 
     def _device_under(self, path: str) -> str:
         number = self._host.device_at(path)
-        for loop in self._host.all_loops():
-            if loop.device == number:
-                return loop.path
-        raise FailedPrecondition(f"no loop device is under {path}")
+        for device in (*self._host.all_loops(), *self._host.all_mapped()):
+            if device.device == number:
+                return device.path
+        raise FailedPrecondition(f"no device of ours is under {path}")
 
     def _undo(self, operation: op.Operation, run: _Run) -> None:
         with suppress(DriverError):
             match operation:
                 case op.MakeDirectory(path=path):
-                    self._host.remove_tree(path)
+                    remove_erased(self._host, path)
                 case op.MakeTargetDirectory(path=path) | op.MakeTargetFile(path=path):
                     self._host.remove(path)
                 case op.MountDevice(path=path) | op.BindMount(path=path) | op.BindDevice(path=path):
                     self._host.unmount(path)
                 case op.Freeze(path=path) if op.Thaw(path=path) not in run.done:
                     self._host.thaw(path)
+                case op.OpenEncrypted() if run.opened is not None:
+                    self._host.close_encrypted(run.opened)
                 case op.Attach(keep=True) if run.loop is not None and run.attached_here:
                     run.held.close()
                     self._host.detach(run.loop)

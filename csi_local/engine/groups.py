@@ -93,7 +93,7 @@ class Groups:
                 self._executor.run("group-keep", grouping.finish(group, members, place, pool.layout, pool.abilities))
         except Exception:
             if self._host.stat(place) is not None:
-                self._sweep(pool, place, group.id)
+                self._sweep(pool, place, group.id, [member.record for member in members])
             raise
 
     def _counted(self, pool: Pool, member: Member) -> Member:
@@ -105,10 +105,11 @@ class Groups:
         image = self._host.stat(f"{member.path}/{IMAGE}")
         return replace(member, record=replace(member.record, held=Bytes(image.allocated))) if image else member
 
-    def _sweep(self, pool: Pool, path: str, group: GroupId) -> None:
+    def _sweep(self, pool: Pool, path: str, group: GroupId, members: Sequence[SnapshotRecord]) -> None:
         trash = pool.store.unused_trash(f"group:{group}")
+        encrypted = [f"{member.id}/{IMAGE}" for member in members if member.volume.encryption]
         try:
-            self._executor.run("group-drop", life.delete(path, trash))
+            self._executor.run("group-drop", life.delete(path, trash, encrypted))
         finally:
             if self._host.stat(path) is None:  # it may have failed after the commit
                 self._sweeper.add(trash)
@@ -139,7 +140,7 @@ class Groups:
                         raise Busy(f"a volume is being made from snapshot {snapshot}; try again when that is done")
                     records.append(pool.store.snapshots.load(snapshot))
                 try:
-                    self._sweep(pool, pool.layout.group(group), group)
+                    self._sweep(pool, pool.layout.group(group), group, records)
                 except Exception:
                     if not pool.store.snapshots.group_exists(group):  # it failed after the commit
                         self._forget(pool, records)

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator, Sequence
 
+from csi_local.backends import luks
 from csi_local.host.api import Host
 from csi_local.model.errors import DamagedRecord
-from csi_local.model.observed import FileInfo, FileKind, LoopDevice, Mount
+from csi_local.model.observed import Device, FileInfo, FileKind, LoopDevice, Mount, Stack
 from csi_local.model.volume import VolumeId, VolumeRecord
 from csi_local.plan.life import pod_directory
 from csi_local.store.layout import Layout
@@ -21,6 +22,13 @@ class Observer:
         """The loop devices of a volume's image."""
         return tuple(self._host.loops(layout.image(volume)))
 
+    def stack(self, layout: Layout, volume: VolumeId) -> Stack:
+        """All of a volume's devices. What a pod has opened over its own raw block device is none of them."""
+        loops, name = self.loops(layout, volume), luks.mapper_name(volume)
+        opened = tuple(one for loop in loops for one in self._host.mapped_over(loop.device) if one.name == name)
+        readers = tuple(loop for one in opened for loop in self._host.loops(one.path))
+        return Stack(loops=loops, opened=opened, readers=readers)
+
     def is_mounted_at(self, layout: Layout, volume: VolumeId, path: str) -> bool:
         """Whether what is mounted at *path* is this volume: its directory, its filesystem, or its device's node."""
         return self.is_volume(layout, volume, path, self._host.stat(path))
@@ -29,19 +37,19 @@ class Observer:
         """The same, for one who knows what is *at* the path."""
         if at is None or not at.mount_root:
             return False
-        loops = self.loops(layout, volume)
-        if not loops:
+        devices = self.stack(layout, volume)
+        if not devices.loops:
             data = self._host.stat(layout.data(volume))
             if data is not None and data.kind is FileKind.SYMLINK:
                 return self._is_adopted(layout, volume, at)
             return data is not None and at.identity == data.identity
-        device = at.special if at.kind is FileKind.BLOCK else self._host.device_at(path)
-        return any(loop.device == device for loop in loops)
+        number = at.special if at.kind is FileKind.BLOCK else self._host.device_at(path)
+        return any(device.device == number for device in devices.top)
 
-    def mount_points(self, layout: Layout, volume: VolumeId, loops: tuple[LoopDevice, ...]) -> tuple[str, ...]:
-        """Every path at which this volume, or something in it, is mounted; *loops* are its devices."""
+    def mount_points(self, layout: Layout, volume: VolumeId, devices: Stack) -> tuple[str, ...]:
+        """Every path at which this volume, or something in it, is mounted; *devices* are its own."""
         points: list[str] = []
-        data = None if loops else self._host.stat(layout.data(volume))
+        data = None if devices.loops else self._host.stat(layout.data(volume))
         if data is not None and data.kind is FileKind.SYMLINK:
             return tuple(self._points_of_adopted(self._host.real_path(layout.data(volume))))
         if data is not None:
@@ -55,8 +63,8 @@ class Observer:
                     if seen or mount.device == self._superblock(layout.root):  # something may be mounted over it
                         points.append(mount.point)
             return tuple(points)
-        for loop in loops:
-            points.extend(self.points_of(loop, self._host.mounts(_name(loop))))
+        for device in devices.top:
+            points.extend(self.points_of(device, self._host.mounts(_name(device))))
         return tuple(points)
 
     def _is_adopted(self, layout: Layout, volume: VolumeId, at: FileInfo) -> bool:
@@ -80,17 +88,17 @@ class Observer:
             if mount.device == under.device and same and not own:
                 yield mount.point
 
-    def points_of(self, loop: LoopDevice, mounts: Sequence[Mount]) -> Iterator[str]:
+    def points_of(self, device: Device, mounts: Sequence[Mount]) -> Iterator[str]:
         """Where a device's filesystem, or its node, is mounted, as *mounts* have it."""
         for mount in mounts:
-            node = mount.root.endswith(f"/{_name(loop)}")
-            if mount.source == loop.path or (node and self._is_node(mount.point, loop)):
+            node = mount.root.endswith(f"/{_name(device)}")
+            if mount.source == device.path or (node and self.is_node(mount.point, device)):
                 yield mount.point
 
-    def reached_at(self, loop: LoopDevice, mounts: Sequence[Mount]) -> str | None:
+    def reached_at(self, device: Device, mounts: Sequence[Mount]) -> str | None:
         """Where a device's filesystem can be reached: nothing else is mounted over it there."""
-        points = (mount.point for mount in mounts if mount.source == loop.path)
-        return next((point for point in points if self._host.device_at(point) == loop.device), None)
+        points = (mount.point for mount in mounts if mount.source == device.path)
+        return next((point for point in points if self._host.device_at(point) == device.device), None)
 
     def is_lost(self, volume: VolumeId, mount: Mount) -> bool:
         """Whether a mount is that of a volume, as the kernel's tables have it: its pool cannot be asked."""
@@ -113,13 +121,14 @@ class Observer:
         under = mount_under(self._host.real_path(path), self._host.mounts())
         return under.device if under else None
 
-    def _is_node(self, path: str, loop: LoopDevice) -> bool:
+    def is_node(self, path: str, device: Device) -> bool:
+        """Whether a device's own node is at *path*, and no filesystem."""
         found = self._host.stat(path)
-        return found is not None and found.kind is FileKind.BLOCK and found.special == loop.device
+        return found is not None and found.kind is FileKind.BLOCK and found.special == device.device
 
 
-def _name(loop: LoopDevice) -> str:
-    return loop.path.rpartition("/")[2]
+def _name(device: Device) -> str:
+    return device.path.rpartition("/")[2]
 
 
 def mount_under(path: str, mounts: Sequence[Mount]) -> Mount | None:

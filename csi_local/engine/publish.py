@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from csi_local.engine.copies import Copies
+from csi_local.engine.crypt import Layers, Opened
 from csi_local.engine.execute import Executor
+from csi_local.engine.glance import Glance
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
 from csi_local.engine.pools import Pool, Pools
@@ -16,7 +18,6 @@ from csi_local.engine.takeover import take_over
 from csi_local.engine.usage import usage_at
 from csi_local.host.api import Host
 from csi_local.model.errors import (
-    CommandFailed,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -27,6 +28,7 @@ from csi_local.model.errors import (
 from csi_local.model.mount_options import MountOptions
 from csi_local.model.observed import FileKind, Usage
 from csi_local.model.operations import Detach, Operation, RemoveTarget, SetGroup, Unmount
+from csi_local.model.secret import Secret
 from csi_local.model.volume import (
     BackendKind,
     Capability,
@@ -38,9 +40,8 @@ from csi_local.model.volume import (
     is_ephemeral,
 )
 from csi_local.plan import publishing, staging
-from csi_local.plan.publishing import Publication, PublishSeen
+from csi_local.plan.publishing import Publication
 from csi_local.plan.request import check_usable, mount_options
-from csi_local.plan.staging import StagingSeen
 
 _log = logging.getLogger(__name__)
 
@@ -53,14 +54,23 @@ class Publisher:
     """
 
     def __init__(
-        self, host: Host, pools: Pools, executor: Executor, locks: KeyedLocks, copies: Copies, max_volumes: int
+        self,
+        host: Host,
+        pools: Pools,
+        executor: Executor,
+        locks: KeyedLocks,
+        copies: Copies,
+        layers: Layers,
+        max_volumes: int,
     ) -> None:
         self._host = host
         self._copies = copies
+        self._layers = layers
         self._pools = pools
         self._executor = executor
         self._locks = locks
         self._observer = Observer(host)
+        self._glance = Glance(host)
         self._max_volumes = max_volumes
         self._guard = threading.Lock()
         self._staged: dict[VolumeId, Capability | None] = {}
@@ -90,10 +100,13 @@ class Publisher:
 
     # --- staging
 
-    def stage(self, shown: str, path: str, capability: Capability, patience_s: float) -> None:
-        """Make a volume ready on this node.
+    def stage(
+        self, shown: str, path: str, capability: Capability, patience_s: float, key: Secret | None = None
+    ) -> None:
+        """Make a volume ready on this node; *key* is what came with the request.
 
         Raises:
+            Unauthenticated: it is encrypted, and the key is missing or wrong.
             NotFound: there is no such volume.
             InvalidArgument: it cannot be used in that way.
             AlreadyExists, FailedPrecondition: see ``plan.staging.stage``.
@@ -104,28 +117,49 @@ class Publisher:
         with self._locks.hold(volume, patience_s), self._alone_at(patience_s, path):
             record = pool.store.load(volume)
             check_usable(record, capability)
-            self._stage(pool, record, path, capability)
+            self._stage(pool, record, path, capability, key)
 
-    def _stage(self, pool: Pool, record: VolumeRecord, path: str, capability: Capability) -> None:
+    def _stage(
+        self, pool: Pool, record: VolumeRecord, path: str, capability: Capability, key: Secret | None = None
+    ) -> None:
         with self._guard:
             known = record.id in self._staged
             if not known and self._max_volumes and len(self._staged) >= self._max_volumes:
                 raise ResourceExhausted(f"this node has its limit of {self._max_volumes} volumes staged")
             self._staged.setdefault(record.id, None)
         try:
-            seen = self._look(pool, record, path)
-            options = _options(record, capability)
             if record.backend is BackendKind.LOOPFILE:
                 self._copies.disturb(record.id, f"volume {record.id} has been staged meanwhile")
-            new_uuid = str(uuid.uuid4())
-            operations = staging.stage(record, capability, options, path, pool.layout, seen, new_uuid)
-            self._run_mounting("stage", operations, options)
+            opened = self._open(pool, record, path, key)
+            try:
+                self._mount(pool, opened.record if opened else record, path, capability, opened)
+            except Exception:
+                if opened is not None and opened.fresh:
+                    self._layers.close(pool, record)
+                raise
         except BaseException:
             if not known:
                 self._staged.pop(record.id, None)
             raise
         if self._staged[record.id] is None:
             self._staged[record.id] = capability
+
+    def _open(self, pool: Pool, record: VolumeRecord, path: str, key: Secret | None) -> Opened | None:
+        """Open an encrypted volume that is not staged there already: what is refused leaves nothing open."""
+        encryption = record.encryption
+        if encryption is None or self._observer.is_mounted_at(pool.layout, record.id, path):
+            return None
+        staging.check_place(path, self._host.stat(path))
+        return self._layers.open(pool, record, encryption, key)
+
+    def _mount(
+        self, pool: Pool, record: VolumeRecord, path: str, capability: Capability, opened: Opened | None
+    ) -> None:
+        seen = self._glance.at_staging(pool, record, path, opened, self._staged.get(record.id))
+        options = _options(record, capability)
+        new_uuid = str(uuid.uuid4())
+        operations = staging.stage(record, capability, options, path, pool.layout, seen, new_uuid)
+        self._run_mounting("stage", operations, options)
 
     def stage_ephemeral(self, volume: VolumeId, target: str, capability: Capability, patience_s: float) -> None:
         """Mount an ephemeral volume at its *target*, which is all of its staging and publishing.
@@ -156,10 +190,10 @@ class Publisher:
         """
         with self._locks.hold(volume, patience_s), self._alone_at(patience_s, target):
             self._unpublish(pool, volume, target)
-            loops = self._observer.loops(pool.layout, volume)
-            if self._observer.mount_points(pool.layout, volume, loops):
+            devices = self._observer.stack(pool.layout, volume)
+            if self._observer.mount_points(pool.layout, volume, devices):
                 return  # somebody bound it elsewhere, which keeps it from being removed
-            self._executor.run("unstage", tuple(Detach(loop=loop) for loop in loops))
+            self._executor.run("unstage", staging.let_go(devices))
             self._staged.pop(volume, None)
 
     def _run_mounting(self, name: str, operations: tuple[Operation, ...], options: MountOptions) -> None:
@@ -170,30 +204,6 @@ class Publisher:
             if error.errno == errno.EINVAL and str(error).startswith("mount ") and (options.data or options.flags):
                 raise InvalidArgument(f"the kernel refuses these mount options: {error}") from error
             raise
-
-    def _look(self, pool: Pool, record: VolumeRecord, path: str) -> StagingSeen:
-        layout = pool.layout
-        at = self._host.stat(path)
-        directory = record.backend is BackendKind.DIRECTORY
-        if self._observer.is_volume(layout, record.id, path, at):
-            flags = self._host.mount_flags(path)
-            return StagingSeen(path=at, ours=True, staged_as=self._staged.get(record.id), flags=flags)
-        where = record.adopted or (layout.data(record.id) if directory else layout.image(record.id))
-        there = self._host.stat(where)
-        loops = () if directory else self._observer.loops(layout, record.id)
-        if directory or there is None or record.block:
-            return StagingSeen(path=at, bytes_there=there, loops=loops)
-        image = layout.image(record.id)
-        try:
-            signature = self._host.probe(image)
-        except CommandFailed as error:
-            raise FailedPrecondition(
-                f"volume {record.id}: what is on it cannot be told, and so it is left as it is: {error}"
-            ) from error
-        size = None
-        if signature is not None and signature.type == record.filesystem and not loops:
-            size = self._host.filesystem_size(image, record.filesystem)
-        return StagingSeen(path=at, bytes_there=there, loops=loops, signature=signature, filesystem_size=size)
 
     def unstage(self, shown: str, path: str, patience_s: float) -> None:
         """Take a volume from this node; no error where it is not there, or does not exist.
@@ -208,12 +218,12 @@ class Publisher:
         pool, volume = place
         with self._locks.hold(volume, patience_s), self._alone_at(patience_s, path):
             ours = self._observer.is_mounted_at(pool.layout, volume, path)
-            loops = self._observer.loops(pool.layout, volume)
-            points = self._observer.mount_points(pool.layout, volume, loops)
-            block = bool(loops) and not any(loop.autoclear for loop in loops)
+            devices = self._observer.stack(pool.layout, volume)
+            points = self._observer.mount_points(pool.layout, volume, devices)
             others = tuple(point for point in points if point != path)
-            published = tuple(point for point in others if block or point in self._published.get(volume, {}))
-            operations = staging.unstage(path, ours=ours, loops=loops, others=others, published=published)
+            nodes = {point for point in others for device in devices.top if self._observer.is_node(point, device)}
+            published = tuple(point for point in others if point in {*nodes, *self._published.get(volume, {})})
+            operations = staging.unstage(path, ours=ours, devices=devices, others=others, published=published)
             self._executor.run("unstage", operations)
             if not others:
                 self._staged.pop(volume, None)
@@ -256,14 +266,16 @@ class Publisher:
         paths: tuple[str, str],
         capability: Capability,
         patience_s: float,
+        key: Secret | None = None,
         *,
         read_only: bool,
     ) -> None:
         """Make a staged volume appear at a target; *paths* are staging and target.
 
-        A volume that should be staged and is not (after a reboot, say) is staged again.
+        A volume that should be staged and is not (after a reboot, say) is staged again, with the *key* that came.
 
         Raises:
+            Unauthenticated: that needs a key, which is missing or wrong.
             NotFound: there is no such volume.
             InvalidArgument, AlreadyExists, FailedPrecondition: see ``plan.publishing.publish``.
         """
@@ -276,7 +288,7 @@ class Publisher:
             check_usable(record, capability)
             wanted = Publication(volume=record.id, capability=capability, read_only=read_only)
             operations = self._plan(pool, record, wanted, paths)  # what is refused leaves nothing staged
-            if self._ensure_staged(pool, record, staged, capability):
+            if self._ensure_staged(pool, record, staged, capability, key):
                 operations = self._plan(pool, record, wanted, paths)
             self._executor.run("publish", operations)
             self._published.setdefault(volume, {})[target] = wanted
@@ -284,45 +296,27 @@ class Publisher:
     def _plan(
         self, pool: Pool, record: VolumeRecord, wanted: Publication, paths: tuple[str, str]
     ) -> tuple[Operation, ...]:
-        seen = self._look_at_target(pool, record, *paths, wanted.capability)
+        seen = self._glance.at_target(pool, record, paths, wanted, self._published.get(record.id, {}))
         return publishing.publish(record, wanted, _options(record, wanted.capability), paths, pool.layout, seen)
 
-    def _ensure_staged(self, pool: Pool, record: VolumeRecord, path: str, capability: Capability) -> bool:
+    def _ensure_staged(
+        self, pool: Pool, record: VolumeRecord, path: str, capability: Capability, key: Secret | None
+    ) -> bool:
         """Stage again what should be staged; whether that was needed."""
         if record.block:
-            staged = any(not loop.read_only for loop in self._observer.loops(pool.layout, record.id))
+            devices = self._observer.stack(pool.layout, record.id)
+            staged = bool(devices.writable if record.encryption is None else devices.opened)
         else:
             staged = self._observer.is_mounted_at(pool.layout, record.id, path)
         if staged:
             return False
-        if record.format not in (FormatState.NONE, FormatState.FORMATTED) or self._host.stat(path) is None:
+        begun = record.encryption is None or record.encryption.state is FormatState.FORMATTED
+        begun = begun and record.format in (FormatState.NONE, FormatState.FORMATTED)
+        if not begun or self._host.stat(path) is None:
             raise FailedPrecondition(f"volume {record.id} is not staged at {path}: call NodeStageVolume first")
         _log.warning("volume %s should be staged at %s and is not: staging it again", record.id, path)
-        self._stage(pool, record, path, capability)
+        self._stage(pool, record, path, capability, key)
         return True
-
-    def _look_at_target(
-        self, pool: Pool, record: VolumeRecord, staged: str, target: str, capability: Capability
-    ) -> PublishSeen:
-        at = self._host.stat(target)
-        loops = self._observer.loops(pool.layout, record.id)
-        if self._observer.is_volume(pool.layout, record.id, target, at):
-            known = self._published.get(record.id, {}).get(target)
-            flags = frozenset() if record.block else self._host.mount_flags(target)
-            writable = "ro" not in flags
-            if record.block and at is not None:
-                writable = any(loop.device == at.special and not loop.read_only for loop in loops)
-            below = frozenset() if record.block else self._host.mount_flags(staged)
-            return PublishSeen(
-                path=at, ours=True, writable=writable, published_as=known, flags=flags, staging_flags=below
-            )
-        others: tuple[str, ...] = ()
-        modes = {one.capability.mode for one in self._published.get(record.id, {}).values()} | {capability.mode}
-        exclusive = modes - publishing.SHARED_MODES
-        if exclusive:
-            points = self._observer.mount_points(pool.layout, record.id, loops)
-            others = tuple(point for point in points if point not in (staged, target))
-        return PublishSeen(path=at, loops=loops, others=others, exclusive=bool(exclusive))
 
     def unpublish(self, shown: str, target: str, patience_s: float) -> None:
         """Take a volume from a target and remove the target; no error where it is not there, or does not exist.
@@ -372,10 +366,10 @@ class Publisher:
 
     def _detach_read_only(self, pool: Pool, volume: VolumeId) -> None:
         """A read-only device is made for a publication, and goes with the last of them."""
-        loops = self._observer.loops(pool.layout, volume)
-        extra = [loop for loop in loops if loop.read_only and not loop.autoclear]
+        devices = self._observer.stack(pool.layout, volume)
+        extra = [loop for loop in (*devices.loops, *devices.readers) if loop.read_only and not loop.autoclear]
         if extra:
-            points = self._observer.mount_points(pool.layout, volume, loops)
+            points = self._observer.mount_points(pool.layout, volume, devices)
             nodes = {at.special for at in map(self._host.stat, points) if at}
             unused = tuple(Detach(loop=loop) for loop in extra if loop.device not in nodes)
             self._executor.run("unpublish-detach", unused)

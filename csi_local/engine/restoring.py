@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import partial
 
 from csi_local.engine.copies import Copies
+from csi_local.engine.erasing import remove_erased
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pool, Pools
@@ -100,7 +101,7 @@ class Restorer:
 
     def _remove(self, pool: Pool, path: str) -> None:
         try:
-            self._host.remove_tree(path)
+            remove_erased(self._host, path)
         except HostError:
             trash = pool.store.unused_trash(path.rpartition("/")[2].removeprefix(".new-"))
             self._executor.run("restore-aside-drop", life.delete(path, trash))

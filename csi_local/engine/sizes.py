@@ -3,18 +3,22 @@
 import dataclasses
 import logging
 
+from csi_local.engine.crypt import Layers
 from csi_local.engine.execute import Executor
+from csi_local.engine.keys import Action
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
-from csi_local.engine.pools import Pools
+from csi_local.engine.pools import Pool, Pools
 from csi_local.host.api import Host
 from csi_local.model.errors import FailedPrecondition, NotFound
-from csi_local.model.operations import GrowMounted, Operation, RefreshLoops
+from csi_local.model.observed import Stack
+from csi_local.model.operations import GrowMounted, Operation, RefreshLoops, ResizeEncrypted
 from csi_local.model.quantity import Bytes
-from csi_local.model.volume import BackendKind, Capability, CapacityRange
+from csi_local.model.secret import Secret
+from csi_local.model.volume import BackendKind, Capability, CapacityRange, VolumeRecord
 from csi_local.plan import life, sizes
 from csi_local.plan.request import check_usable
-from csi_local.plan.staging import reserve
+from csi_local.plan.staging import SLACK, reserve
 
 _log = logging.getLogger(__name__)
 
@@ -22,11 +26,12 @@ _log = logging.getLogger(__name__)
 class Sizes:
     """The use cases around a volume's size."""
 
-    def __init__(self, host: Host, pools: Pools, executor: Executor, locks: KeyedLocks) -> None:
+    def __init__(self, host: Host, pools: Pools, executor: Executor, locks: KeyedLocks, layers: Layers) -> None:
         self._host = host
         self._pools = pools
         self._executor = executor
         self._locks = locks
+        self._layers = layers
         self._observer = Observer(host)
 
     def expand(
@@ -55,11 +60,18 @@ class Sizes:
             return size, record.backend is BackendKind.LOOPFILE
 
     def expand_on_node(
-        self, shown: str, path: str, capacity: CapacityRange, capability: Capability | None, patience_s: float
+        self,
+        shown: str,
+        path: str,
+        capacity: CapacityRange,
+        capability: Capability | None,
+        patience_s: float,
+        key: Secret | None = None,
     ) -> Bytes:
         """Let a volume's device and filesystem have the size that the volume has; return that size.
 
         Raises:
+            Unauthenticated: it is encrypted, and the *key* that came with the request is missing or wrong.
             NotFound: there is no such volume, or it is not at *path*.
             FailedPrecondition: its filesystem cannot grow while mounted on this node; it will when staged next.
         """
@@ -73,14 +85,29 @@ class Sizes:
                     f"volume {shown} has {record.size} bytes; ControllerExpandVolume has not made it"
                     f" {capacity.required} bytes large yet"
                 )
-            loops = self._observer.loops(pool.layout, record.id)
+            devices = self._observer.stack(pool.layout, record.id)
             here = self._observer.is_mounted_at(pool.layout, record.id, path)
-            if not here and not (record.block and loops and self._host.stat(path) is not None):
+            if not here and not (record.block and devices.top and self._host.stat(path) is not None):
                 raise NotFound(f"volume {shown} is not at {path}")
             if record.backend is BackendKind.LOOPFILE:
-                operations: list[Operation] = [RefreshLoops(path=pool.layout.image(record.id))]
-                if record.filesystem is not None:
-                    operations.append(GrowMounted(path=path, filesystem=record.filesystem))
-                operations += reserve(record, pool.layout)
-                self._executor.run("node-expand", operations)
+                self._grow_on_node(pool, record, path, devices, key)
             return record.size
+
+    def _grow_on_node(self, pool: Pool, record: VolumeRecord, path: str, devices: Stack, key: Secret | None) -> None:
+        """Image, loop device, what is open over it, and filesystem, one after the other.
+
+        The kernel has the key, but gives it to nobody: to change the size of what is open it is needed again.
+        """
+        grown: list[Operation] = [RefreshLoops(path=pool.layout.image(record.id))]
+        over: list[Operation] = [RefreshLoops(path=opened.path) for opened in devices.opened]
+        if record.filesystem is not None:
+            least = max(0, record.size - SLACK) if record.encryption else 0
+            over.append(GrowMounted(path=path, filesystem=record.filesystem, least=least))
+        over += reserve(record, pool.layout)
+        small = [one for one in devices.opened if self._host.device_size(one.path) < record.size]
+        if record.encryption is None or not small:
+            self._executor.run("node-expand", (*grown, *over))
+            return
+        resized = [ResizeEncrypted(opened=opened, size=record.size) for opened in small]
+        with self._layers.key(record, record.encryption, Action.GROW, key) as found:
+            self._layers.run("node-expand", record, (*grown, *resized, *over), found)

@@ -110,15 +110,16 @@ class Snapshots:
                 self._executor.run("snapshot-keep", copying.finish(record, place, pool.layout, pool.abilities))
         except Exception:
             if self._host.stat(place) is not None:
-                self._sweep(pool, place, f"snapshot:{record.id}")
+                self._sweep(pool, place, record)
             raise
         _log.debug("snapshot %s of volume %s in pool %s", record.id, record.source, pool.spec.name)
         return record
 
-    def _sweep(self, pool: Pool, path: str, name: str) -> None:
-        trash = pool.store.unused_trash(name)
+    def _sweep(self, pool: Pool, path: str, record: SnapshotRecord) -> None:
+        trash = pool.store.unused_trash(f"snapshot:{record.id}")
         try:
-            self._executor.run("snapshot-drop", life.delete(path, trash))
+            gone = life.delete(path, trash, [IMAGE] if record.volume.encryption else [])
+            self._executor.run("snapshot-drop", gone)
         finally:
             if self._host.stat(path) is None:  # it may have failed after the commit
                 self._sweeper.add(trash)
@@ -184,7 +185,7 @@ class Snapshots:
             if self._copies.is_read(key):
                 raise Busy(f"a volume is being made from snapshot {shown}; try again when that is done")
             try:
-                self._sweep(pool, pool.layout.snapshot(snapshot), f"snapshot:{snapshot}")
+                self._sweep(pool, pool.layout.snapshot(snapshot), record)
             except Exception:
                 if not pool.store.snapshots.exists(snapshot):  # it failed after the commit
                     pool.forget(record)

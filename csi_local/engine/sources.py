@@ -97,18 +97,18 @@ class Sources:
 
     def _look(self, pool: Pool, origin: Origin) -> Origin:
         record = origin.record
-        loops = self._observer.loops(pool.layout, record.id)
+        stack = self._observer.stack(pool.layout, record.id)
         if origin.directory:
-            points = self._observer.mount_points(pool.layout, record.id, loops)
+            points = self._observer.mount_points(pool.layout, record.id, stack)
             return dataclasses.replace(origin, in_use=bool(points))
-        writable = [loop for loop in loops if not loop.read_only]
+        writable = stack.writable
         if record.block:
-            devices = tuple(loop.path for loop in writable)
+            devices = tuple(device.path for device in writable)
             return dataclasses.replace(origin, devices=devices, in_use=bool(writable))
-        mounts = self._host.mounts("/dev/loop") if writable else ()
-        for loop in writable:
-            points = tuple(self._observer.points_of(loop, mounts))
-            reached = self._observer.reached_at(loop, mounts)
+        mounts = self._host.mounts("/dev/") if writable else ()
+        for device in writable:
+            points = tuple(self._observer.points_of(device, mounts))
+            reached = self._observer.reached_at(device, mounts)
             if points and reached is None:
                 raise FailedPrecondition(
                     f"volume {record.id} cannot be frozen for a copy: something else lies over it at {points[0]}"

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
+from csi_local.engine.erasing import remove_erased
 from csi_local.engine.pools import Pool, Pools
 from csi_local.host.api import Host
 from csi_local.model.errors import DriverError, HostError
@@ -102,7 +103,7 @@ class Sweeper:
         if not is_leftover(path.rpartition("/")[2]):
             return
         try:
-            self._host.remove_tree(path)
+            remove_erased(self._host, path)
         except DriverError as error:
             _log.warning("%s is not removed yet: %s", path, error)
         except Exception:  # noqa: BLE001 (the thread must live; the log has it)

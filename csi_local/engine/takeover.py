@@ -8,7 +8,7 @@ from csi_local.engine.observe import Observer
 from csi_local.engine.pools import Pools
 from csi_local.host.api import Host
 from csi_local.model.errors import HostError
-from csi_local.model.observed import LoopDevice
+from csi_local.model.observed import LoopDevice, Stack
 from csi_local.model.volume import VolumeId
 
 _log = logging.getLogger(__name__)
@@ -30,16 +30,16 @@ def take_over(host: Host, pools: Pools) -> set[VolumeId]:
                     ours.add(image.identity)
                 if volume in bound or attached:
                     staged.add(volume)
-            staged |= {volume for volume in pool.adopted if observer.mount_points(pool.layout, volume, ())}
+            staged |= {volume for volume in pool.adopted if observer.mount_points(pool.layout, volume, Stack())}
     _thaw(host, observer, [loop for loop in loops if loop.backing in ours])
     return staged
 
 
 def _thaw(host: Host, observer: Observer, loops: Sequence[LoopDevice]) -> None:
     """A filesystem that was frozen for a copy stays so when whoever froze it dies; its pods would wait for ever."""
-    mounts = host.mounts("/dev/loop") if loops else ()
-    for loop in loops:
+    mounts = host.mounts("/dev/") if loops else ()
+    for device in (one for loop in loops for one in (loop, *host.mapped_over(loop.device))):
         with suppress(HostError):
-            point = observer.reached_at(loop, mounts)
+            point = observer.reached_at(device, mounts)
             if point and host.thaw(point):
-                _log.warning("the filesystem on %s at %s was left frozen; it is thawed", loop.path, point)
+                _log.warning("the filesystem on %s at %s was left frozen; it is thawed", device.path, point)

@@ -46,8 +46,8 @@ def _of_filesystem(host: Host, path: str) -> Usage:
 def _of_device(host: Host, pool: Pool, record: VolumeRecord, path: str) -> tuple[Usage, str]:
     """Of a raw block device nobody knows but its size."""
     at = host.stat(path)
-    loops = Observer(host).loops(pool.layout, record.id)
-    device = next((loop.path for loop in loops if at is not None and loop.device == at.special), None)
+    devices = Observer(host).stack(pool.layout, record.id).top
+    device = next((one.path for one in devices if at is not None and one.device == at.special), None)
     size = host.device_size(device) if device else Bytes(0)
     problem = "" if size >= record.size else f"the device has {size} bytes instead of {record.size}"
     return Usage(total=size, used=Bytes(0), available=Bytes(0)), problem

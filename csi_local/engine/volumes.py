@@ -31,6 +31,7 @@ from csi_local.plan import life, sizes
 from csi_local.plan.placement import Capacity, Placement, capacity_of, place
 from csi_local.plan.request import VolumeRequest, check_same, new_record, shape
 from csi_local.plan.staging import lost
+from csi_local.store.layout import IMAGE
 
 _log = logging.getLogger(__name__)
 _SWEEP_WAIT_S = 5.0
@@ -145,8 +146,8 @@ class Volumes:
                 for pool in self._pools.all():
                     pool.store.sync(volume)
                 return
-            pool.store.load(volume)  # what cannot be believed is not removed either
-            self._remove(pool, volume)
+            record = pool.store.load(volume)  # what cannot be believed is not removed either
+            self._remove(pool, volume, encrypted=record.encryption is not None)
 
     def delete_ephemeral(self, pool: Pool, volume: VolumeId, patience_s: float) -> None:
         """Remove an ephemeral volume, whatever its record says: its content was never to outlive its pod.
@@ -158,13 +159,14 @@ class Volumes:
             if pool.store.exists(volume):
                 self._remove(pool, volume)
 
-    def _remove(self, pool: Pool, volume: VolumeId) -> None:
+    def _remove(self, pool: Pool, volume: VolumeId, *, encrypted: bool = False) -> None:
         self._check_unused(pool, volume)
         if self._copies.is_read(volume):
             raise Busy(f"volume {volume} is being copied; try again when that is done")
         trash = pool.store.unused_trash(volume)
         try:
-            self._executor.run("delete", life.delete(pool.layout.volume(volume), trash))
+            gone = life.delete(pool.layout.volume(volume), trash, [IMAGE] if encrypted else [])
+            self._executor.run("delete", gone)
         except Exception:
             if not pool.store.exists(volume):  # it failed after the commit
                 self._forget(pool, volume, trash)
@@ -177,12 +179,12 @@ class Volumes:
         self._sweeper.add(trash)
 
     def _check_unused(self, pool: Pool, volume: VolumeId) -> None:
-        loops = self._observer.loops(pool.layout, volume)
-        points = self._observer.mount_points(pool.layout, volume, loops)
+        devices = self._observer.stack(pool.layout, volume)
+        points = self._observer.mount_points(pool.layout, volume, devices)
         if points:
             raise FailedPrecondition(f"volume {volume} is in use: it is mounted at {', '.join(points)}")
-        if loops:
-            raise FailedPrecondition(f"volume {volume} is in use: {loops[0].path} is attached to it; unstage it first")
+        if devices.top:
+            raise FailedPrecondition(f"volume {volume} is in use: {devices.top[0].path} is on it; unstage it first")
 
     def get(self, shown: str) -> VolumeView:
         """A volume by its id.
@@ -216,8 +218,8 @@ class Volumes:
         found = data or image
         if found is None:
             return "its data is gone from the pool"
-        if found.kind is FileKind.FILE and found.size < record.size:
-            return f"its image has {found.size} bytes instead of {record.size}"
+        if found.kind is FileKind.FILE and found.size < record.image_size:
+            return f"its image has {found.size} bytes instead of {record.image_size}"
         return ""
 
     def list(self, after: str, count: int, *, ephemeral: bool = False) -> tuple[list[VolumeView], str]:

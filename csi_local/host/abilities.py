@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 
-from csi_local.host import quota, syscalls
+from csi_local.host import crypt, quota, syscalls
 from csi_local.host.files import LinuxFiles
 from csi_local.host.syscalls import ioctl, opened
 from csi_local.model.errors import SyscallFailed
@@ -23,11 +23,16 @@ _MAGIC = {0xEF53: "ext4", 0x58465342: "xfs", quota.BTRFS_MAGIC: "btrfs", 0x01021
 
 def abilities(path: str) -> Abilities:
     """See ``host.api.Limits.abilities``. A pool that is full or read-only simply shows fewer abilities."""
-    name = filesystem_name(path)
+    name, no_encryption = filesystem_name(path), crypt.support()
     try:
         place = tempfile.mkdtemp(prefix=".probe-", dir=path)
     except OSError as error:
-        return Abilities(filesystem=name, quota_reason=f"the pool cannot be written: {error.strerror}")
+        return Abilities(
+            filesystem=name,
+            quota_reason=f"the pool cannot be written: {error.strerror}",
+            encryption=not no_encryption,
+            encryption_reason=no_encryption,
+        )
     try:
         support, reason, subvolumes = _quota(place, name)
         return Abilities(
@@ -40,6 +45,8 @@ def abilities(path: str) -> Abilities:
             quota=support,
             subvolumes=subvolumes,
             quota_reason=reason,
+            encryption=not no_encryption,
+            encryption_reason=no_encryption,
         )
     finally:
         LinuxFiles().remove_tree(place)

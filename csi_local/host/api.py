@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from csi_local.model.observed import FileInfo, LoopDevice, Mount, Room, Signature, Usage
+from csi_local.model.observed import FileInfo, LoopDevice, MappedDevice, Mount, Room, Signature, Usage
 from csi_local.model.pool import Abilities, Media
 from csi_local.model.quantity import Bytes
-from csi_local.model.volume import Filesystem
+from csi_local.model.secret import Secret
+from csi_local.model.volume import Encryption, Filesystem
 
 Proceed = Callable[[], None]
 """Called between the pieces of long work; it raises where that is to end."""
@@ -131,8 +132,9 @@ class Blocks(Protocol):
         label: str,
         options: Sequence[str],
         thick: bool,
+        zeroed: bool = True,
     ) -> None:
-        """Format a device. Thick: no block is discarded."""
+        """Format a device. Thick: no block is discarded. Zeroed: what was never written reads as zeros."""
 
     def filesystem_size(self, device: str, filesystem: Filesystem) -> Bytes:
         """The size of an unmounted filesystem, from its superblock."""
@@ -142,6 +144,34 @@ class Blocks(Protocol):
 
     def grow_mounted(self, point: str, filesystem: Filesystem, device: str) -> Bytes:
         """Grow a mounted filesystem to its device's size; return its new size."""
+
+
+class Crypt(Protocol):
+    """Encrypted devices (LUKS2, dm-crypt). A wrong key is ``CommandFailed`` with ``host.crypt.WRONG_KEY``."""
+
+    def format_encrypted(self, device: str, encryption: Encryption, key: Secret) -> None:
+        """Make a header on a device; its content is then noise."""
+
+    def open_encrypted(self, device: str, name: str, key: Secret, *, discard: bool) -> MappedDevice:
+        """Open a device under a name; EBUSY where the name or the device is taken."""
+
+    def close_encrypted(self, device: MappedDevice) -> None:
+        """Close it; no error where it is not open, EBUSY where somebody uses it for more than a short while."""
+
+    def resize_encrypted(self, device: MappedDevice, key: Secret) -> Bytes:
+        """Let an open device have the size that the one under it has, and return its own."""
+
+    def erase_header(self, path: str) -> None:
+        """Overwrite an image's header and key slots durably, so that no key opens it; nothing where it has none."""
+
+    def all_mapped(self) -> Sequence[MappedDevice]:
+        """All of device mapper's devices."""
+
+    def mapped_over(self, device: int) -> Sequence[MappedDevice]:
+        """Those that are over the device with that number."""
+
+    def ask_for_key(self, program: str, question: bytes) -> tuple[int, Secret, str]:
+        """What an administrator's program answers: exit status, the key, and what it complains of."""
 
 
 class Mounts(Protocol):
@@ -257,5 +287,5 @@ class Inspection(Protocol):
         """The processes, of those that can be seen, that have a device open."""
 
 
-class Host(Files, Blocks, Mounts, Limits, Copying, Inspection, Protocol):
+class Host(Files, Blocks, Crypt, Mounts, Limits, Copying, Inspection, Protocol):
     """A machine."""

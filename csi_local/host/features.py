@@ -6,7 +6,7 @@ import platform
 import re
 from dataclasses import dataclass
 
-from csi_local.host import syscalls
+from csi_local.host import crypt, syscalls
 from csi_local.host.run import PACKAGES, find, run
 from csi_local.model.errors import CommandFailed, SyscallFailed
 
@@ -36,7 +36,7 @@ class Feature:
 
 def features() -> list[Feature]:
     """Everything the driver uses of the kernel and of programs."""
-    return [*_kernel(), *_privileges(), *_filesystems(), *_programs()]
+    return [*_kernel(), *_encryption(), *_privileges(), *_filesystems(), *_programs()]
 
 
 def _kernel() -> list[Feature]:
@@ -65,6 +65,19 @@ def _kernel() -> list[Feature]:
             found="quotactl_fd",
             fix="Linux 5.14 or newer, for hard limits of directory volumes on XFS and ext4",
         ),
+    ]
+
+
+def _encryption() -> list[Feature]:
+    lacking = crypt.support()
+    return [
+        Feature(
+            name="encryption",
+            there=not lacking,
+            needed=False,
+            found=lacking or "dm-crypt and cryptsetup",
+            fix="volumes with encryption: luks2 are refused on this node; others work",
+        )
     ]
 
 

@@ -51,12 +51,12 @@ def probe(path: str) -> Signature | None:
 
 
 def make_filesystem(
-    device: str, filesystem: Filesystem, *, uuid: str, label: str, options: Sequence[str], thick: bool
+    device: str, filesystem: Filesystem, *, uuid: str, label: str, options: Sequence[str], thick: bool, zeroed: bool
 ) -> None:
     """Format *device* (mke2fs(8), mkfs.xfs(8), mkfs.btrfs(8)); without discarding where blocks are reserved."""
     keep = ["-K"] if thick else []
     if filesystem is Filesystem.EXT4:
-        argv = _ext4(uuid, options, thick=thick)
+        argv = _ext4(uuid, options, thick=thick, zeroed=zeroed)
     elif filesystem is Filesystem.XFS:
         argv = ["mkfs.xfs", "-q", "-f", "-s", f"size={_BLOCK}", "-m", f"uuid={uuid}", *keep, *options]
     else:
@@ -87,9 +87,9 @@ def _run_mkfs(argv: list[str]) -> None:
             return
 
 
-def _ext4(uuid: str, options: Sequence[str], *, thick: bool) -> list[str]:
+def _ext4(uuid: str, options: Sequence[str], *, thick: bool, zeroed: bool) -> list[str]:
     """mke2fs takes only the last ``-E``, so what the user says there is joined to ours."""
-    extended, others = ["nodiscard" if thick else "discard", _PREZEROED], []
+    extended, others = ["nodiscard" if thick else "discard", *([_PREZEROED] if zeroed else [])], []
     words = iter(options)
     for word in words:
         if word.startswith("-E"):

@@ -6,16 +6,21 @@ import stat
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 
-from csi_local.host import copying, devices, filesystems, loop, mounts, quota, trees
+from csi_local.host import copying, crypt, devices, filesystems, loop, mounts, quota, trees
 from csi_local.host.abilities import abilities
 from csi_local.host.api import Proceed
 from csi_local.host.files import LinuxFiles
+from csi_local.host.run import ask
 from csi_local.host.syscalls import failing_as, opened
 from csi_local.model.errors import SyscallFailed
-from csi_local.model.observed import LoopDevice, Mount, Signature, Usage
+from csi_local.model.observed import LoopDevice, MappedDevice, Mount, Signature, Usage
 from csi_local.model.pool import Abilities, Media
 from csi_local.model.quantity import Bytes
-from csi_local.model.volume import Filesystem
+from csi_local.model.secret import Secret
+from csi_local.model.volume import Encryption, Filesystem
+
+_KEY_WITHIN_S = 20.0
+"""How long a program may take that has keys; a kubelet's staging may take two minutes."""
 
 
 class LinuxBlocks:
@@ -76,9 +81,11 @@ class LinuxBlocks:
         label: str,
         options: Sequence[str],
         thick: bool,
+        zeroed: bool = True,
     ) -> None:
         """See ``Blocks.make_filesystem``."""
-        filesystems.make_filesystem(device, filesystem, uuid=uuid, label=label, options=options, thick=thick)
+        how = {"thick": thick, "zeroed": zeroed}
+        filesystems.make_filesystem(device, filesystem, uuid=uuid, label=label, options=options, **how)
 
     def filesystem_size(self, device: str, filesystem: Filesystem) -> Bytes:
         """See ``Blocks.filesystem_size``."""
@@ -91,6 +98,42 @@ class LinuxBlocks:
     def grow_mounted(self, point: str, filesystem: Filesystem, device: str) -> Bytes:
         """See ``Blocks.grow_mounted``."""
         return filesystems.grow_mounted(point, filesystem, device)
+
+
+class LinuxCrypt:
+    """Implements ``host.api.Crypt``."""
+
+    def format_encrypted(self, device: str, encryption: Encryption, key: Secret) -> None:
+        """See ``Crypt.format_encrypted``."""
+        crypt.format_encrypted(device, encryption, key)
+
+    def open_encrypted(self, device: str, name: str, key: Secret, *, discard: bool) -> MappedDevice:
+        """See ``Crypt.open_encrypted``."""
+        return crypt.open_encrypted(device, name, key, discard=discard)
+
+    def close_encrypted(self, device: MappedDevice) -> None:
+        """See ``Crypt.close_encrypted``."""
+        crypt.close_encrypted(device)
+
+    def resize_encrypted(self, device: MappedDevice, key: Secret) -> Bytes:
+        """See ``Crypt.resize_encrypted``."""
+        return crypt.resize_encrypted(device, key)
+
+    def erase_header(self, path: str) -> None:
+        """See ``Crypt.erase_header``."""
+        crypt.erase_header(path)
+
+    def all_mapped(self) -> Sequence[MappedDevice]:
+        """See ``Crypt.all_mapped``."""
+        return crypt.all_mapped()
+
+    def mapped_over(self, device: int) -> Sequence[MappedDevice]:
+        """See ``Crypt.mapped_over``."""
+        return crypt.mapped_over(device)
+
+    def ask_for_key(self, program: str, question: bytes) -> tuple[int, Secret, str]:
+        """See ``Crypt.ask_for_key``."""
+        return ask(program, question, timeout_s=_KEY_WITHIN_S)
 
 
 class LinuxMounts:
@@ -243,5 +286,5 @@ def _has_open(process: int, special: int) -> bool:
     return False
 
 
-class LinuxHost(LinuxFiles, LinuxBlocks, LinuxMounts, LinuxLimits, LinuxCopying, LinuxInspection):
+class LinuxHost(LinuxFiles, LinuxBlocks, LinuxCrypt, LinuxMounts, LinuxLimits, LinuxCopying, LinuxInspection):
     """This machine."""

@@ -6,10 +6,11 @@ Never a shell, never a ``preexec_fn`` (fork beside gRPC's threads may deadlock u
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from csi_local.host import cpus
 from csi_local.model.errors import CommandFailed
+from csi_local.model.secret import Secret
 
 TIMEOUT_S = 120.0
 _SHOWN = 600
@@ -24,6 +25,7 @@ _FIX = {
     "xfs_growfs": "xfsprogs",
     "mkfs.btrfs": "btrfs-progs",
     "btrfs": "btrfs-progs",
+    "cryptsetup": "cryptsetup-bin",
 }
 Process = subprocess.Popen[bytes]
 PACKAGES = _FIX
@@ -46,8 +48,12 @@ def start(argv: Sequence[str], log: str) -> Process:
         return subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
 
 
-def run(argv: Sequence[str], *, ok: Sequence[int] = (0,), timeout_s: float = TIMEOUT_S) -> tuple[int, str, str]:
+def run(
+    argv: Sequence[str], *, ok: Sequence[int] = (0,), timeout_s: float = TIMEOUT_S, secret: Secret | None = None
+) -> tuple[int, str, str]:
     """Run a program to its end and return its exit status, standard output and standard error.
+
+    A *secret* is its standard input, and shown nowhere.
 
     Raises:
         CommandFailed: it is missing, does not end in time (it is killed), or ends with a status not in *ok*.
@@ -60,24 +66,42 @@ def run(argv: Sequence[str], *, ok: Sequence[int] = (0,), timeout_s: float = TIM
         "PATH": search_path(),
         "LC_ALL": "C",
         "BLKID_FILE": os.devnull,  # libblkid(3): no cache, which would tell mkfs of devices that were
-        "DM_DISABLE_UDEV": os.environ.get("DM_DISABLE_UDEV", ""),
+        "DM_DISABLE_UDEV": "1",  # in a container nobody answers who waits for udev
     }
-    try:
-        with cpus.everywhere():
-            done = subprocess.run(
-                [program, *argv[1:]],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=timeout_s,
-                check=False,
-                env={key: value for key, value in environment.items() if value},
-            )
-    except subprocess.TimeoutExpired:
-        raise CommandFailed(f"{' '.join(argv)}: no end after {timeout_s:.0f} s, killed") from None
-    except OSError as error:
-        raise CommandFailed(f"{argv[0]} cannot be started: {error.strerror}") from error
+    done = _run([program, *argv[1:]], environment, timeout_s, secret.reveal() if secret else b"")
     stdout, stderr = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     if done.returncode not in ok:
         said = (stderr.strip() or stdout.strip())[-_SHOWN:]
         raise CommandFailed(f"{' '.join(argv)}: status {done.returncode}: {said}", done.returncode)
     return done.returncode, stdout, stderr
+
+
+def ask(program: str, question: bytes, *, timeout_s: float) -> tuple[int, Secret, str]:
+    """Run a program of the administrator's, in the driver's own environment, with *question* as its standard input.
+
+    Returns its exit status, its answer, which is shown nowhere, and the end of what it said on standard error.
+
+    Raises:
+        CommandFailed: it is missing, or does not end in time (it is killed).
+    """
+    done = _run([program], dict(os.environ), timeout_s, question)
+    return done.returncode, Secret(done.stdout), done.stderr.decode(errors="replace").strip()[-_SHOWN:]
+
+
+def _run(
+    argv: Sequence[str], environment: Mapping[str, str], timeout_s: float, given: bytes
+) -> subprocess.CompletedProcess[bytes]:
+    try:
+        with cpus.everywhere():
+            return subprocess.run(
+                argv,
+                input=given or b"",
+                capture_output=True,
+                timeout=timeout_s,
+                check=False,
+                env=environment,
+            )
+    except subprocess.TimeoutExpired:
+        raise CommandFailed(f"{' '.join(argv)}: no end after {timeout_s:.0f} s, killed") from None
+    except OSError as error:
+        raise CommandFailed(f"{argv[0]} cannot be started: {error.strerror}") from error

@@ -42,6 +42,8 @@ def pool_status(found: Object, view: PoolView, *, uuid: str, promised: int, volu
                 "directIo": abilities.direct_io,
                 "sectorSize": abilities.sector_size,
                 "preallocate": abilities.preallocate,
+                "encryption": abilities.encryption,
+                "encryptionReason": abilities.encryption_reason,
             },
             "conditions": conditions(found, [ready], now),
         }
@@ -66,6 +68,8 @@ def pool_view(found: Object) -> PoolView:
             sector_size=able.get("sectorSize", 0),
             preallocate=able.get("preallocate", False),
             quota_reason=able.get("quotaReason", ""),
+            encryption=able.get("encryption", False),
+            encryption_reason=able.get("encryptionReason", ""),
         ),
         total=Bytes(status.get("totalBytes", 0)),
         room=Bytes(status.get("roomBytes", 0)),

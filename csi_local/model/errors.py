@@ -10,6 +10,7 @@
     ├── ResourceExhausted     no pool has the room, or the node has reached its limit
     ├── FailedPrecondition    the state of the node forbids it; the message says what to change
     │   └── DamagedRecord     this volume's record cannot be read or believed
+    ├── Unauthenticated       the key of an encrypted volume is missing or is not its key
     ├── Busy                  another operation on the same volume is under way
     │   └── Conflict          somebody else has written the object of the Kubernetes API meanwhile
     ├── Unsupported           this version, or this node, cannot do it
@@ -57,6 +58,10 @@ class FailedPrecondition(DriverError):
 
 class DamagedRecord(FailedPrecondition):
     """A volume's record is unreadable, fails its checksum, or is from a newer version."""
+
+
+class Unauthenticated(DriverError):
+    """The key is missing, empty or wrong; the request must come again with another."""
 
 
 class Busy(DriverError):

@@ -46,20 +46,70 @@ class FileInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LoopDevice:
-    """An attached loop device.
+class Device:
+    """A block device that a volume's content may be on.
 
     Attributes:
         path: for example ``/dev/loop7``.
         device: its device number.
-        backing: identity of the file under it.
     """
 
     path: str
     device: int
-    backing: tuple[int, int]
     read_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopDevice(Device):
+    """An attached loop device.
+
+    Attributes:
+        backing: identity of the file under it.
+    """
+
+    backing: tuple[int, int]
     autoclear: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappedDevice(Device):
+    """A device-mapper device, such as dm-crypt makes of an encrypted one.
+
+    Attributes:
+        path: always ``/dev/dm-<n>``: that node is there without udev too.
+        name: what it was opened as.
+        uuid: what the program that opened it called it: ``CRYPT-LUKS2-<uuid of the header>-<name>``.
+        below: numbers of the devices under it; none where the device under it is gone.
+    """
+
+    name: str
+    uuid: str
+    below: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """A volume's devices, from the image upwards.
+
+    Attributes:
+        loops: those attached to its image.
+        opened: what is open over these, where it is encrypted.
+        readers: read-only loop devices over that.
+    """
+
+    loops: tuple[LoopDevice, ...] = ()
+    opened: tuple[MappedDevice, ...] = ()
+    readers: tuple[LoopDevice, ...] = ()
+
+    @property
+    def top(self) -> tuple[Device, ...]:
+        """Those that its content is seen on."""
+        return (*self.opened, *self.readers) if self.opened else self.loops
+
+    @property
+    def writable(self) -> tuple[Device, ...]:
+        """Of these, those that can be written."""
+        return tuple(device for device in self.top if not device.read_only)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

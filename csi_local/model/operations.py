@@ -6,10 +6,10 @@ itself in one line for logs and for the name of the crash point before it. Paths
 
 from dataclasses import dataclass
 
-from csi_local.model.observed import LoopDevice
+from csi_local.model.observed import LoopDevice, MappedDevice
 from csi_local.model.quantity import Bytes
 from csi_local.model.snapshot import GroupRecord, SnapshotRecord
-from csi_local.model.volume import Filesystem, VolumeRecord
+from csi_local.model.volume import Encryption, Filesystem, VolumeRecord
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +210,8 @@ class MakeFilesystem(Operation):
     uuid: str
     options: tuple[str, ...]
     thick: bool
+    zeroed: bool = True
+    """Whether what was never written reads as zeros."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,9 +226,70 @@ class RefreshLoops(OnPath):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrowMounted(OnPath):
-    """Grow the mounted filesystem to its device's size, and see that it has."""
+    """Grow the mounted filesystem to its device's size, and see that it has at least *least*."""
 
     filesystem: Filesystem
+    least: int = 0
+
+
+# --- encryption; the key is not in the operation, but handed to the executor beside the plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormatEncrypted(Operation):
+    """Make a LUKS2 header on the attached device. Only ever planned for a volume that was never formatted."""
+
+    encryption: Encryption
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenEncrypted(Operation):
+    """Open the attached device with the key, and work on what that gives from here on; undone by closing it."""
+
+    name: str
+    encryption: Encryption
+
+    def describe(self) -> str:
+        """The name."""
+        return f"OpenEncrypted {self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseEncrypted(Operation):
+    """Close an open device; the kernel forgets its key."""
+
+    opened: MappedDevice
+
+    def describe(self) -> str:
+        """The name."""
+        return f"CloseEncrypted {self.opened.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResizeEncrypted(Operation):
+    """Let an open device have the room that the one under it has, with the key, and see that it has *size*."""
+
+    opened: MappedDevice
+    size: Bytes
+
+    def describe(self) -> str:
+        """The name and the size."""
+        return f"ResizeEncrypted {self.opened.name} to {self.size}"
+
+
+class EraseHeader(OnPath):
+    """Overwrite the header and the key slots of an encrypted image: no key opens it from here on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UseDevice(Operation):
+    """Work on a device that is open already."""
+
+    device: MappedDevice
+
+    def describe(self) -> str:
+        """The device."""
+        return f"UseDevice {self.device.path}"
 
 
 # --- mounts

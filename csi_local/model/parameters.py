@@ -5,13 +5,16 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from csi_local.model import encryption
+from csi_local.model.encryption import parse_encryption
 from csi_local.model.errors import InvalidArgument
 from csi_local.model.pool import Media, one_of
 from csi_local.model.quantity import Bytes, parse_bytes
-from csi_local.model.volume import Allocation, BackendKind, Filesystem, QuotaMode
+from csi_local.model.volume import Allocation, BackendKind, Encryption, Filesystem, QuotaMode
 
 FS_TYPE = "csi.storage.k8s.io/fstype"
-NAMES = ("allocation", "backend", "encryption", "media", "mkfsOptions", "placement", "pool", "quota", FS_TYPE)
+_OTHERS = ("allocation", "backend", "media", "mkfsOptions", "placement", "pool", "quota", FS_TYPE)
+NAMES = tuple(sorted((*_OTHERS, *encryption.NAMES)))
 """Every parameter there is."""
 
 LABELS = ("csi.storage.k8s.io/pvc/name", "csi.storage.k8s.io/pvc/namespace", "csi.storage.k8s.io/pv/name")
@@ -27,7 +30,7 @@ POD_LABELS = tuple(f"{_CONTEXT}{name}" for name in ("pod.name", "pod.namespace",
 TOKENS = f"{_CONTEXT}serviceAccount.tokens"
 """Tokens of the pod, where the CSIDriver object asks for them, as ours does not: never kept, never shown."""
 
-_ADMINISTRATORS = ("mkfsOptions",)
+_ADMINISTRATORS = ("mkfsOptions", *(name for name in encryption.NAMES if name != "encryption"))
 EPHEMERAL_NAMES = ("size", *(name for name in NAMES if name not in _ADMINISTRATORS))
 """Every attribute that a pod's author may give an inline volume."""
 
@@ -52,6 +55,7 @@ class ClassParameters:
     Attributes:
         backend: None where the class leaves it open.
         fs_type: None where the class leaves it open.
+        encryption: None where volumes are not encrypted.
         given: the parameters as they came, without the labels; a retry must give the same.
     """
 
@@ -63,6 +67,7 @@ class ClassParameters:
     quota: QuotaMode = QuotaMode.HARD
     fs_type: Filesystem | None = None
     mkfs_options: tuple[str, ...] = ()
+    encryption: Encryption | None = None
     given: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
 
@@ -90,6 +95,8 @@ def parse_ephemeral(context: Mapping[str, str]) -> tuple[Bytes, ClassParameters]
     if not size:
         raise InvalidArgument("the size of an inline volume cannot be 0")
     found = parse_parameters({key: value for key, value in given.items() if key != "size"})
+    if found.encryption is not None:
+        raise InvalidArgument("an inline volume cannot be encrypted: use a claim of an encrypted class")
     if found.quota is QuotaMode.ADVISORY:
         raise InvalidArgument("quota: advisory is an administrator's to set, in a StorageClass: nothing enforces it")
     return size, replace(found, given=given, labels=labels)
@@ -109,8 +116,6 @@ def parse_parameters(parameters: Mapping[str, str]) -> ClassParameters:
     placement = given.get("placement", "spread")
     if placement not in PLACEMENTS:
         raise InvalidArgument(f"placement {placement!r} does not exist; there are {', '.join(PLACEMENTS)}")
-    if given.get("encryption", "none") != "none":
-        raise InvalidArgument(f"encryption {given['encryption']!r} is not in this version; leave it out, or write none")
     return ClassParameters(
         backend=one_of(BackendKind, given["backend"], "backend") if "backend" in given else None,
         pool=given.get("pool", ""),
@@ -120,6 +125,7 @@ def parse_parameters(parameters: Mapping[str, str]) -> ClassParameters:
         quota=one_of(QuotaMode, given.get("quota", "hard"), "quota"),
         fs_type=parse_filesystem(given.get(FS_TYPE, "")),
         mkfs_options=_split(given.get("mkfsOptions", "")),
+        encryption=parse_encryption(given),
         given=given,
         labels=labels,
     )

@@ -93,6 +93,7 @@ class Abilities:
     Attributes:
         sector_size: the smallest direct I/O, in bytes, and so the logical block size of loop devices on it.
         quota_reason: why it cannot limit directories, where it cannot.
+        encryption: whether this node can encrypt what is on it; *encryption_reason* says why not.
     """
 
     filesystem: str
@@ -104,6 +105,8 @@ class Abilities:
     sector_size: int = 4096
     preallocate: bool = False
     quota_reason: str = ""
+    encryption: bool = False
+    encryption_reason: str = ""
 
     @property
     def btrfs(self) -> bool:

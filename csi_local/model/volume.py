@@ -9,7 +9,7 @@ from typing import NewType
 
 from csi_local.model.errors import InvalidArgument
 from csi_local.model.observed import FileInfo, FileKind
-from csi_local.model.quantity import Bytes
+from csi_local.model.quantity import MIB, Bytes
 
 VolumeId = NewType("VolumeId", str)
 """A volume's id: always a safe file name of at most 63 characters (see :func:`volume_id`)."""
@@ -160,6 +160,52 @@ class FormatState(StrEnum):
     FORMATTED = "formatted"
 
 
+class KeyProvider(StrEnum):
+    """Who is asked for the key of an encrypted volume."""
+
+    SECRET = "secret"  # noqa: S105 (a word, and no password)
+    FILE = "file"
+    EXEC = "exec"
+
+
+class Cipher(StrEnum):
+    """Ciphers of encrypted volumes, as dm-crypt calls them; the second is for processors without AES instructions."""
+
+    AES_XTS = "aes-xts-plain64"
+    ADIANTUM = "xchacha20,aes-adiantum-plain64"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encryption:
+    """How a volume is encrypted: LUKS2, the header in front of the data. Never the key.
+
+    Attributes:
+        key_bits: of the key that the data is encrypted with (XTS splits it in two).
+        sector_size: bytes that are encrypted together.
+        kdf_memory: bytes that argon2id takes to open it.
+        kdf_passes: how often it goes through them.
+        discard: whether blocks that are discarded are given back, which shows which are in use.
+        provider: who has the key, under *key_name*.
+        state: how far the one and only formatting has come.
+        uuid: of the header that was made, or, while ``formatting``, is about to be.
+    """
+
+    cipher: Cipher = Cipher.AES_XTS
+    key_bits: int = 512
+    sector_size: int = 4096
+    kdf_memory: Bytes = Bytes(32 * MIB)
+    kdf_passes: int = 4
+    discard: bool = False
+    provider: KeyProvider = KeyProvider.SECRET
+    key_name: str = ""
+    state: FormatState = FormatState.UNFORMATTED
+    uuid: str = ""
+
+
+HEADER = Bytes(16 * MIB)
+"""What an encrypted volume's image has in front of the data."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeRecord:
     """Everything that is remembered about a volume; what the kernel can tell is not in it.
@@ -173,6 +219,7 @@ class VolumeRecord:
         sector_size: logical block size of the loop device, fixed for the volume's life.
         created: seconds since the epoch.
         fs_uuid: of the filesystem made, or, while ``formatting``, about to be made.
+        encryption: None where the bytes on disk are the content.
         source: what it was made from, as ``snapshot/<id>`` or ``volume/<id>``; "" where it began empty.
         adopted: of a volume that is a directory elsewhere, its path; "" for every other. The directory itself is known
             again by its inode and by when it was made: a device's number may be another after the next start.
@@ -195,11 +242,17 @@ class VolumeRecord:
     created: int = 0
     format: FormatState = FormatState.NONE
     fs_uuid: str = ""
+    encryption: Encryption | None = None
     source: str = ""
     ephemeral: str = ""
     adopted: str = ""
     adopted_inode: int = 0
     adopted_born: int = 0
+
+    @property
+    def image_size(self) -> Bytes:
+        """Bytes of a loopfile volume's image."""
+        return Bytes(self.size + HEADER) if self.encryption else self.size
 
     def adopted_is(self, found: FileInfo | None) -> bool:
         """Whether that is the directory that was adopted."""

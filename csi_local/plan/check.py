@@ -8,11 +8,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from csi_local.backends import directory
+from csi_local.backends import directory, luks
 from csi_local.model.observed import FileKind
 from csi_local.model.operations import Detach, Operation, RemoveTree, ResizeImage
 from csi_local.model.pool import Abilities, PoolKind
-from csi_local.model.quantity import Bytes, format_bytes
+from csi_local.model.quantity import format_bytes
 from csi_local.model.volume import BackendKind, FormatState, QuotaMode, VolumeRecord
 from csi_local.plan.findings import Finding, LimitSeen, LoopSeen, PoolSeen, Seen, Severity, TakeOver, VolumeSeen
 from csi_local.plan.staging import lost
@@ -224,34 +224,38 @@ def _image(pool: PoolSeen, volume: VolumeSeen, record: VolumeRecord) -> Iterator
         yield say(pool, Severity.ERROR, path, "the volume's image is gone", "restore it from a backup")
         return
     size, blocks = seen.info.size, seen.info.allocated
-    if size < record.size:
-        found = f"the image was cut short: it has {size} bytes instead of {record.size}, and what was behind is lost"
+    whole = record.image_size
+    if size < whole:
+        found = f"the image was cut short: it has {size} bytes instead of {whole}, and what was behind is lost"
         fix = "restore it from a backup; it is left as it is and cannot be staged"
         yield say(pool, Severity.ERROR, path, found, fix)
         return
-    if size > record.size:
-        found = f"the image has {size} bytes, its record says {record.size}: growing was cut short, which is harmless"
+    if size > whole:
+        found = f"the image has {size} bytes, its record says {whole}: growing was cut short, which is harmless"
         yield say(pool, Severity.INFO, path, found, "nothing: growing it again completes it")
-    if record.thick and blocks < record.size:
-        lacking = format_bytes(record.size - blocks)
-        found = f"{lacking} of its {format_bytes(record.size)} have no blocks reserved: writes may meet a full pool"
-        mend = ResizeImage(path=path, size=Bytes(record.size), thick=True)
+    if record.thick and blocks < whole:
+        lacking = format_bytes(whole - blocks)
+        found = f"{lacking} of its {format_bytes(whole)} have no blocks reserved: writes may meet a full pool"
+        mend = ResizeImage(path=path, size=whole, thick=True)
         yield say(pool, Severity.WARNING, path, found, "--repair reserves them; so does staging it", (mend,))
     yield from _format(pool, volume, record, path)
 
 
 def _format(pool: PoolSeen, volume: VolumeSeen, record: VolumeRecord, path: str) -> Iterator[Finding]:
-    if record.format is FormatState.FORMATTING:
-        found = "staging was cut short while the filesystem was made, which is harmless: nobody has used it yet"
+    encryption = record.encryption
+    state, made = (encryption.state, "header") if encryption else (record.format, "filesystem")
+    expected = (luks.SIGNATURE, encryption.uuid) if encryption else (record.filesystem, record.fs_uuid)
+    if state is FormatState.FORMATTING:
+        found = f"staging was cut short while the {made} was made, which is harmless: nobody has used it yet"
         yield say(pool, Severity.INFO, path, found, "nothing: staging it again completes it")
     elif volume.unreadable:
         found = f"what is on the image cannot be found out: {volume.unreadable}"
         yield say(pool, Severity.ERROR, path, found, "look at the kernel's log and at the disk under the pool")
-    elif record.format is FormatState.FORMATTED:
+    elif state is FormatState.FORMATTED:
         there = volume.signature
-        if there is None or (there.type, there.uuid) != (record.filesystem, record.fs_uuid):
+        if there is None or (there.type, there.uuid) != expected:
             what = f"{there.type} (UUID {there.uuid or 'none'})" if there else "nothing"
-            found = f"it was formatted as {record.filesystem} (UUID {record.fs_uuid}), and {what} is found on it"
+            found = f"it was formatted as {expected[0]} (UUID {expected[1]}), and {what} is found on it"
             yield say(pool, Severity.ERROR, path, found, "restore it from a backup; it is never formatted again")
 
 

@@ -41,7 +41,7 @@ def _snapshot(pool: PoolSeen, snapshot: SnapshotSeen) -> Iterator[Finding]:
 
 def _bytes(pool: PoolSeen, snapshot: SnapshotSeen, name: str) -> Iterator[Finding]:
     assert snapshot.record is not None  # noqa: S101 (checked by the caller; for the type checker)
-    path, seen, size = f"{snapshot.files[0].path}/{name}", snapshot.file(name), snapshot.record.volume.size
+    path, seen, size = f"{snapshot.files[0].path}/{name}", snapshot.file(name), snapshot.record.volume.image_size
     kind = FileKind.DIRECTORY if name == DATA else FileKind.FILE
     if seen is None or seen.info.kind is not kind:
         yield say(pool, Severity.ERROR, path, "the snapshot's data is gone", "delete the snapshot, or restore its data")

@@ -181,7 +181,7 @@ def _image(
     path = f"{place}/{IMAGE}"
     before, after = still((origin,)) if near else ((), ())
     copied = CloneImage(path=path, source=origin.path) if near else CopyImage(path=path, source=origin.path)
-    whole = ResizeImage(path=path, size=record.size, thick=record.thick)
+    whole = ResizeImage(path=path, size=record.image_size, thick=record.thick)
     return (*before, copied, *after, whole, SyncFile(path=path), SyncDirectory(path=place))
 
 

@@ -71,7 +71,7 @@ class VolumeSeen:
         files: its directory, then all that is directly in it.
         record: None where it cannot be believed; *damage* then says why.
         limit: of a directory volume that has one.
-        signature: what is on the image; only looked for where a filesystem should be there.
+        signature: what is on the image; only looked for where a filesystem, or a LUKS header, should be there.
         unreadable: why that could not be found out, or "".
         adopted: what is where the directory was that was adopted as this volume.
         pod_gone: whether it is an inline volume whose pod is not there any more.

@@ -1,10 +1,12 @@
 """A volume's beginning, growth and end, as operations on its pool."""
 
 import re
+from collections.abc import Iterable
 
 from csi_local.backends import directory, loopfile
 from csi_local.model.operations import (
     Commit,
+    EraseHeader,
     MakeDirectory,
     MakeLink,
     MakeRecord,
@@ -56,9 +58,14 @@ def adopt(record: VolumeRecord, layout: Layout) -> tuple[Operation, ...]:
     )
 
 
-def delete(record_directory: str, trash: str) -> tuple[Operation, ...]:
-    """Take the final name away: that is the commit. What has no name any more is removed in the background."""
-    return (Commit(source=record_directory, target=trash),)
+def delete(record_directory: str, trash: str, encrypted: Iterable[str] = ()) -> tuple[Operation, ...]:
+    """Take the final name away: that is the commit. What has no name any more is removed in the background.
+
+    Headers of what is *encrypted*, as paths in the directory, go at once: nobody opens it again, whatever becomes of
+    the blocks. Where that is cut short it is done before they are removed.
+    """
+    erased = (EraseHeader(path=f"{trash}/{path}") for path in encrypted)
+    return (Commit(source=record_directory, target=trash), *erased)
 
 
 _POD = re.compile(r"(/.*/pods/[^/]+)/volumes/[^/]+/[^/]+/mount")
@@ -79,5 +86,5 @@ def grow(record: VolumeRecord, after: VolumeRecord, layout: Layout, abilities: A
     if record.backend is BackendKind.DIRECTORY:
         bytes_grown = directory.limit(record, layout.data(record.id), Bytes(after.size), abilities)
     else:
-        bytes_grown = loopfile.grow(record, layout.image(record.id), Bytes(after.size))
+        bytes_grown = loopfile.grow(after, layout.image(record.id))
     return (*bytes_grown, WriteRecord(path=layout.record(record.id), record=after))

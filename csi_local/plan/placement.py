@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from csi_local.model.parameters import ClassParameters
 from csi_local.model.pool import PoolView, QuotaSupport
 from csi_local.model.quantity import Bytes, format_bytes
-from csi_local.model.volume import Allocation, BackendKind, QuotaMode
+from csi_local.model.volume import HEADER, Allocation, BackendKind, QuotaMode
 from csi_local.plan import sizes
 from csi_local.plan.request import Shape
 
@@ -100,8 +100,9 @@ def capacity_of(parameters: ClassParameters, shape: Shape, pools: Iterable[PoolV
 
 def available(parameters: ClassParameters, view: PoolView) -> Bytes:
     """The room a pool has for such volumes."""
+    header = HEADER if parameters.encryption else 0
     thin = parameters.allocation is Allocation.THIN and parameters.backend is not BackendKind.DIRECTORY
-    return view.thin_room if thin else view.room
+    return Bytes(max(0, (view.thin_room if thin else view.room) - header))
 
 
 def unfit(parameters: ClassParameters, shape: Shape, view: PoolView) -> str:
@@ -118,6 +119,8 @@ def unfit(parameters: ClassParameters, shape: Shape, view: PoolView) -> str:
         return f"{view.abilities.filesystem} cannot reserve blocks; allow allocation: thin"
     if not view.abilities.direct_io:
         return f"{view.abilities.filesystem} has no direct I/O, which loop devices need"
+    if parameters.encryption is not None and not view.abilities.encryption:
+        return f"its node cannot encrypt: {view.abilities.encryption_reason or 'it does not say that it can'}"
     return ""
 
 

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from csi_local.backends import loopfile
+from csi_local.backends import loopfile, luks
 from csi_local.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from csi_local.model.mount_options import SHOWN, MountOptions
-from csi_local.model.observed import FileInfo, FileKind, LoopDevice
+from csi_local.model.observed import FileInfo, FileKind, Stack
 from csi_local.model.operations import (
     BindDevice,
     BindMount,
@@ -42,7 +42,7 @@ class PublishSeen:
     Attributes:
         path: what is at the target path.
         ours: whether this volume is mounted there.
-        loops: the volume's devices.
+        devices: the volume's.
         writable: where it is, whether it can be written.
         published_as: how, as far as this process remembers.
         flags, staging_flags: of the mounts at the target and at the staging path.
@@ -52,7 +52,7 @@ class PublishSeen:
 
     path: FileInfo | None
     ours: bool = False
-    loops: tuple[LoopDevice, ...] = ()
+    devices: Stack = Stack()  # noqa: RUF009 (frozen)
     writable: bool = True
     published_as: Publication | None = None
     flags: frozenset[str] = frozenset()
@@ -87,8 +87,7 @@ def publish(
             f" {wanted.capability.mode} here, allows one target"
         )
     if record.block:
-        attach = loopfile.attach(record, layout.image(record.id), seen.loops, read_only=not wanted.writable)
-        return (*made, attach, BindDevice(path=target))
+        return (*made, _attach(record, layout, seen.devices, read_only=not wanted.writable), BindDevice(path=target))
     access = wanted.capability.access
     group = access.group if isinstance(access, MountAccess) else None
     shared = (SetGroup(path=staging, group=group),) if group is not None and wanted.writable else ()
@@ -97,6 +96,13 @@ def publish(
         *made,
         BindMount(path=target, source=staging, flags=options.per_mount(read_only=not wanted.writable)),
     )
+
+
+def _attach(record: VolumeRecord, layout: Layout, devices: Stack, *, read_only: bool) -> Operation:
+    """What is not open yet is opened before it is published, and this planned again."""
+    if record.encryption is None or not devices.opened:
+        return loopfile.attach(record, layout.image(record.id), devices.loops, read_only=read_only)
+    return luks.attach(devices.opened[0], devices.readers, read_only=read_only)
 
 
 def _check_same(wanted: Publication, options: MountOptions, seen: PublishSeen, target: str) -> None:

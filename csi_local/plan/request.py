@@ -1,5 +1,6 @@
 """Reading a CreateVolume request as one whole: what kind of volume it asks for, and whether a retry asks the same."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from csi_local.model.errors import AlreadyExists, InvalidArgument
@@ -12,6 +13,7 @@ from csi_local.model.volume import (
     BackendKind,
     Capability,
     CapacityRange,
+    Encryption,
     Filesystem,
     FormatState,
     MountAccess,
@@ -81,6 +83,8 @@ def shape(parameters: ClassParameters, capabilities: tuple[Capability, ...], lik
     backend = parameters.backend or (like.backend if like else BackendKind.LOOPFILE)
     if block and backend is BackendKind.DIRECTORY:
         raise InvalidArgument("a directory cannot be a raw block device; use backend: loopfile")
+    if parameters.encryption is not None and backend is BackendKind.DIRECTORY:
+        raise InvalidArgument("a directory cannot be encrypted; use backend: loopfile")
     default = (like.filesystem if like else Filesystem.EXT4) if backend is BackendKind.LOOPFILE else None
     filesystem = None if block else _filesystem(parameters, capabilities) or default
     if block and parameters.mkfs_options:
@@ -165,8 +169,10 @@ def new_record(
     loopfile = wanted.backend is BackendKind.LOOPFILE
     parameters = request.parameters
     fresh = FormatState.UNFORMATTED if loopfile and not wanted.block else FormatState.NONE
+    encryption = parameters.encryption
     if like is not None:
         check_like(wanted, like)
+        encryption = _like_encryption(encryption, like.encryption)
         sector_size = max(sector_size, like.sector_size)
     return VolumeRecord(
         id=request.id,
@@ -185,9 +191,29 @@ def new_record(
         created=now,
         format=like.format if like else fresh,
         fs_uuid=like.fs_uuid if like else "",
+        encryption=encryption,
         source=request.source_text,
         ephemeral=request.ephemeral,
     )
+
+
+def _like_encryption(wanted: Encryption | None, like: Encryption | None) -> Encryption | None:
+    """How a volume is encrypted that begins with another's bytes: header and key are that one's.
+
+    Raises:
+        InvalidArgument: it would have to be encrypted anew, or the reverse.
+    """
+    if wanted is None or like is None:
+        if wanted is like:
+            return None
+        is_now, asked = ("is not encrypted", "is") if like is None else ("is encrypted", "is not")
+        raise InvalidArgument(f"the source {is_now}; a volume that {asked} cannot be made from it")
+    header = ("cipher", "key_bits", "sector_size")
+    for name in header:
+        if getattr(wanted, name) != getattr(like, name):
+            raise InvalidArgument(f"the source is encrypted with {name} {getattr(like, name)}, and so is its copy")
+    kept = {name: getattr(like, name) for name in ("kdf_memory", "kdf_passes", "state", "uuid")}
+    return dataclasses.replace(wanted, **kept)
 
 
 def check_same(record: VolumeRecord, request: VolumeRequest) -> None:

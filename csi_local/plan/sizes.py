@@ -123,8 +123,9 @@ def weight(record: VolumeRecord, *, shares: bool = False) -> Promises:
     if record.backend is BackendKind.DIRECTORY:
         return Promises(directories=record.size)
     if record.allocation is Allocation.THIN:
-        return Promises(thin=record.size)
-    return Promises(shared=record.size) if shares and record.source else Promises(reserved=record.size)
+        return Promises(thin=record.image_size)
+    size = record.image_size
+    return Promises(shared=size) if shares and record.source else Promises(reserved=size)
 
 
 def snapshot_weight(record: SnapshotRecord, *, shares: bool) -> Promises:

@@ -8,12 +8,13 @@ unreachable: what the probe says then decides between mounting and an error, nev
 import dataclasses
 from dataclasses import dataclass
 
-from csi_local.backends import loopfile
+from csi_local.backends import loopfile, luks
 from csi_local.model.errors import AlreadyExists, Busy, FailedPrecondition
 from csi_local.model.mount_options import MountOptions
-from csi_local.model.observed import FileInfo, FileKind, LoopDevice, Signature
+from csi_local.model.observed import FileInfo, FileKind, LoopDevice, MappedDevice, Signature, Stack
 from csi_local.model.operations import (
     BindMount,
+    CloseEncrypted,
     Detach,
     GrowMounted,
     GrowUnmounted,
@@ -31,7 +32,7 @@ from csi_local.model.quantity import MIB, Bytes
 from csi_local.model.volume import BackendKind, Capability, Filesystem, FormatState, VolumeRecord
 from csi_local.store.layout import Layout
 
-_SLACK = MIB
+SLACK = MIB
 """How much smaller than its device a whole filesystem may be: an XFS leaves what is too small for a group."""
 
 
@@ -45,8 +46,9 @@ class StagingSeen:
         staged_as: the capability it was staged with, as far as this process remembers.
         flags: those of the mount there.
         loops: devices attached to the image.
-        signature: what is on the image; None where nothing is.
-        filesystem_size: of the filesystem on the image, where it is formatted and not mounted.
+        opened: the device that an encrypted image was opened as.
+        signature: what is on the image, or on the opened device; None where nothing is.
+        filesystem_size: of the filesystem there, where it is formatted and not mounted.
     """
 
     path: FileInfo | None
@@ -55,6 +57,7 @@ class StagingSeen:
     flags: frozenset[str] = frozenset()
     bytes_there: FileInfo | None = None
     loops: tuple[LoopDevice, ...] = ()
+    opened: MappedDevice | None = None
     signature: Signature | None = None
     filesystem_size: Bytes | None = None
 
@@ -80,17 +83,17 @@ def stage(
         if known.access != capability.access if known else not options.shown <= seen.flags:
             raise AlreadyExists(f"volume {record.id} is staged at {path} with other mount options")
         return _finish_growing(record, options, path)
-    made = _staging_directory(path, seen)
-    _check_bytes(record, layout, seen)
+    made = check_place(path, seen.path)
+    check_bytes(record, layout, seen.bytes_there)
     if record.backend is BackendKind.DIRECTORY:
         source = record.adopted or layout.data(record.id)
         bound = BindMount(path=path, source=source, flags=options.per_mount(read_only=False))
         seen_again = SeeMounted(path=path, inode=record.adopted_inode, born=record.adopted_born)
         return (*made, bound, *((seen_again,) if record.adopted else ()))
-    attach = loopfile.attach(record, layout.image(record.id), seen.loops)
-    made = (*made, *_reserve(record, layout, seen))
+    attach = _attach(record, layout, seen)
+    made = (*made, *reserve_again(record, layout, seen.bytes_there))
     if record.block:
-        return made if any(not loop.read_only for loop in seen.loops) else (*made, attach)
+        return made if seen.opened or any(not loop.read_only for loop in seen.loops) else (*made, attach)
     if record.filesystem is None:
         raise FailedPrecondition(f"volume {record.id}: its record names no filesystem")
     mount = MountDevice(path=path, filesystem=record.filesystem, flags=options.flags, data=_data(record, options))
@@ -101,7 +104,7 @@ def stage(
     # Whoever recorded that it is formatted may have been stopped before that was synced: while a power cut can bring
     # back a record that says `formatting`, nobody may write to the filesystem.
     made = (*made, SyncDirectory(path=layout.volume(record.id)))
-    grow = seen.filesystem_size is not None and seen.filesystem_size + _SLACK < record.size
+    grow = seen.filesystem_size is not None and seen.filesystem_size + SLACK < record.size
     if not grow or options.read_only:
         return (*made, attach, mount)
     if record.filesystem is Filesystem.EXT4:
@@ -110,18 +113,35 @@ def stage(
     return (*made, attach, mount, grown, *reserve(record, layout))
 
 
-def _staging_directory(path: str, seen: StagingSeen) -> tuple[Operation, ...]:
-    if seen.path is None:
+def _attach(record: VolumeRecord, layout: Layout, seen: StagingSeen) -> Operation:
+    if record.encryption is None:
+        return loopfile.attach(record, layout.image(record.id), seen.loops)
+    if seen.opened is None:
+        raise FailedPrecondition(f"volume {record.id} is encrypted, and not open")
+    return luks.attach(seen.opened, (), read_only=False)
+
+
+def check_place(path: str, there: FileInfo | None) -> tuple[Operation, ...]:
+    """See that a filesystem can be mounted at *path*; what makes the directory where nothing is *there*.
+
+    Raises:
+        FailedPrecondition: something else is there.
+    """
+    if there is None:
         return (MakeTargetDirectory(path=path),)
-    if seen.path.kind is not FileKind.DIRECTORY:
-        raise FailedPrecondition(f"the staging path {path} is a {seen.path.kind}, not a directory")
-    if seen.path.mount_root:
+    if there.kind is not FileKind.DIRECTORY:
+        raise FailedPrecondition(f"the staging path {path} is a {there.kind}, not a directory")
+    if there.mount_root:
         raise FailedPrecondition(f"something else is mounted on the staging path {path}; unmount it first")
     return ()
 
 
-def _check_bytes(record: VolumeRecord, layout: Layout, seen: StagingSeen) -> None:
-    there = seen.bytes_there
+def check_bytes(record: VolumeRecord, layout: Layout, there: FileInfo | None) -> None:
+    """See that a volume's bytes are *there* and whole.
+
+    Raises:
+        FailedPrecondition: they are not.
+    """
     if record.adopted:
         if not record.adopted_is(there):
             raise FailedPrecondition(f"volume {record.id}: {lost(record, there)}")
@@ -132,9 +152,9 @@ def _check_bytes(record: VolumeRecord, layout: Layout, seen: StagingSeen) -> Non
         return
     if there is None or there.kind is not FileKind.FILE:
         raise FailedPrecondition(f"volume {record.id}: its image {layout.image(record.id)} is gone")
-    if there.size < record.size:
+    if there.size < record.image_size:
         raise FailedPrecondition(
-            f"volume {record.id}: its image has {there.size} bytes instead of {record.size}; it was cut short,"
+            f"volume {record.id}: its image has {there.size} bytes instead of {record.image_size}; it was cut short,"
             " nothing has been changed"
         )
 
@@ -153,16 +173,17 @@ def _finish_growing(record: VolumeRecord, options: MountOptions, path: str) -> t
     return ()
 
 
-def _reserve(record: VolumeRecord, layout: Layout, seen: StagingSeen) -> tuple[Operation, ...]:
+def reserve_again(record: VolumeRecord, layout: Layout, there: FileInfo | None) -> tuple[Operation, ...]:
     """Reserve again what somebody discarded (fstrim(8), BLKDISCARD) since the volume was made."""
-    if seen.bytes_there is None or seen.bytes_there.allocated >= record.size:
+    if there is None or there.allocated >= record.image_size:
         return ()
     return reserve(record, layout)
 
 
 def reserve(record: VolumeRecord, layout: Layout) -> tuple[Operation, ...]:
     """Reserve a thick volume's blocks wherever it lacks them: a filesystem that is made or grown may give some back."""
-    return (ResizeImage(path=layout.image(record.id), size=record.size, thick=True),) if record.thick else ()
+    whole = ResizeImage(path=layout.image(record.id), size=record.image_size, thick=True)
+    return (whole,) if record.thick else ()
 
 
 def _data(record: VolumeRecord, options: MountOptions) -> tuple[str, ...]:
@@ -177,24 +198,39 @@ def _format(
     """What comes before and after the device is attached."""
     assert record.filesystem is not None  # noqa: S101 (checked by the caller; for the type checker)
     interrupted = record.format is FormatState.FORMATTING
-    if any(not loop.read_only for loop in seen.loops):
+    if record.encryption is None and any(not loop.read_only for loop in seen.loops):
         if interrupted:  # mkfs outlives the driver that started it, and nobody can wait for another's child
             raise Busy(f"volume {record.id}: {seen.loops[0].path} is still being formatted, it seems; try again")
         raise FailedPrecondition(f"volume {record.id} is not formatted yet, but {seen.loops[0].path} is attached to it")
     uuid = record.fs_uuid if interrupted else new_uuid
-    if seen.signature is not None and not (interrupted and seen.signature.uuid == uuid):
+    if _holds_something(record, seen) and not (interrupted and seen.signature and seen.signature.uuid == uuid):
         raise FailedPrecondition(
-            f"volume {record.id} was never formatted, but {layout.image(record.id)} holds {seen.signature.type}"
-            f" (UUID {seen.signature.uuid or 'none'}); it is left as it is"
+            f"volume {record.id} was never formatted, but {layout.image(record.id)} holds {_named(seen.signature)};"
+            " it is left as it is"
         )
     path = layout.record(record.id)
     intent = dataclasses.replace(record, format=FormatState.FORMATTING, fs_uuid=uuid)
     done = dataclasses.replace(intent, format=FormatState.FORMATTED)
     make = MakeFilesystem(
-        filesystem=record.filesystem, uuid=uuid, options=tuple(record.mkfs_options), thick=record.thick
+        filesystem=record.filesystem,
+        uuid=uuid,
+        options=tuple(record.mkfs_options),
+        thick=record.thick,
+        zeroed=record.encryption is None,
     )
     before = () if interrupted else (WriteRecord(path=path, record=intent),)
     return before, (make, WriteRecord(path=path, record=done))
+
+
+def _holds_something(record: VolumeRecord, seen: StagingSeen) -> bool:
+    """Whether a filesystem may be there; an encrypted device begins as noise, in which blkid may see weaker marks."""
+    if seen.signature is None:
+        return False
+    return record.encryption is None or seen.signature.type in tuple(Filesystem)
+
+
+def _named(signature: Signature | None) -> str:
+    return f"{signature.type} (UUID {signature.uuid or 'none'})" if signature else "nothing"
 
 
 def _check_filesystem(record: VolumeRecord, seen: StagingSeen) -> None:
@@ -206,12 +242,12 @@ def _check_filesystem(record: VolumeRecord, seen: StagingSeen) -> None:
     if (seen.signature.type, seen.signature.uuid) != (record.filesystem, record.fs_uuid):
         raise FailedPrecondition(
             f"volume {record.id} was formatted as {record.filesystem} (UUID {record.fs_uuid}), but"
-            f" {seen.signature.type} (UUID {seen.signature.uuid or 'none'}) is found on it; it is left as it is"
+            f" {_named(seen.signature)} is found on it; it is left as it is"
         )
 
 
 def unstage(
-    path: str, *, ours: bool, loops: tuple[LoopDevice, ...], others: tuple[str, ...], published: tuple[str, ...]
+    path: str, *, ours: bool, devices: Stack, others: tuple[str, ...], published: tuple[str, ...]
 ) -> tuple[Operation, ...]:
     """Take a volume from this node; nothing where it is not there, or is staged elsewhere.
 
@@ -223,4 +259,13 @@ def unstage(
     if published:
         raise FailedPrecondition(f"the volume is still published at {', '.join(published)}; unpublish it first")
     unmount = (Unmount(path=path),) if ours else ()
-    return (*unmount, *(() if others else (Detach(loop=loop) for loop in loops)))
+    return (*unmount, *(() if others else let_go(devices)))
+
+
+def let_go(devices: Stack) -> tuple[Operation, ...]:
+    """Take a volume's devices down, the uppermost first."""
+    return (
+        *(Detach(loop=loop) for loop in devices.readers),
+        *(CloseEncrypted(opened=opened) for opened in devices.opened),
+        *(Detach(loop=loop) for loop in devices.loops),
+    )

@@ -4,13 +4,15 @@ import base64
 import binascii
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from csi_local._proto import csi_pb2
 from csi_local.engine.api import VolumeView
+from csi_local.engine.keys import KEY
 from csi_local.model.accessibility import Accessibility
 from csi_local.model.errors import Busy, InvalidArgument, NotFound
 from csi_local.model.parameters import EPHEMERAL, parse_ephemeral, parse_parameters
+from csi_local.model.secret import Secret
 from csi_local.model.snapshot import SourceKind, parse_source
 from csi_local.model.volume import AccessMode, BlockAccess, Capability, CapacityRange, MountAccess
 from csi_local.plan.request import VolumeRequest
@@ -140,6 +142,11 @@ def create_request(message: csi_pb2.CreateVolumeRequest) -> VolumeRequest:
         if message.HasField("volume_content_source")
         else None,
     )
+
+
+def key(secrets: Mapping[str, str]) -> Secret | None:
+    """The key of an encrypted volume among a request's secrets; the others are not looked at."""
+    return Secret(secrets[KEY].encode()) if KEY in secrets else None
 
 
 def is_ephemeral(message: csi_pb2.NodePublishVolumeRequest) -> bool:

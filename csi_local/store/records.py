@@ -2,8 +2,8 @@
 
 ::
 
-    {"layout": 2, "sha256": "<of the canonical volume object>", "volume": {…}}
-    {"layout": 2, "sha256": "<of the canonical snapshot object>", "snapshot": {…, "volume": {…}}}
+    {"layout": 3, "sha256": "<of the canonical volume object>", "volume": {…}}
+    {"layout": 3, "sha256": "<of the canonical snapshot object>", "snapshot": {…, "volume": {…}}}
 
 A record that does not parse, fails its checksum, speaks of another volume, or comes from a newer version is
 :class:`DamagedRecord`: that one volume is unavailable, and nothing is overwritten.
@@ -21,21 +21,29 @@ from csi_local.model.snapshot import GroupId, GroupRecord, SnapshotId, SnapshotR
 from csi_local.model.volume import (
     Allocation,
     BackendKind,
+    Cipher,
+    Encryption,
     Filesystem,
     FormatState,
+    KeyProvider,
     QuotaMode,
     VolumeId,
     VolumeRecord,
 )
 
-LAYOUT = 2
+LAYOUT = 3
 """The version that this code writes."""
 
 Fields = dict[str, Any]
 MIGRATIONS: Mapping[int, Callable[[Fields], Fields]] = {
     1: lambda volume: {"ephemeral": "", "adopted": "", "adopted_inode": 0, "adopted_born": 0, "source": "", **volume},
+    2: lambda volume: {"encryption": None, **volume},
 }
 """From each older layout version of a volume's record to the next; a change of layout adds one."""
+
+
+_PLAIN: Mapping[object, type] = {bool: bool, int: int, str: str}
+_V = TypeVar("_V", bound="VolumeRecord | SnapshotRecord | GroupRecord | Encryption")
 
 
 def _whole(number: object) -> Bytes:
@@ -50,6 +58,21 @@ def _members(value: object) -> tuple[SnapshotId, ...]:
     return tuple(SnapshotId(one) for one in value)
 
 
+_ENCRYPTION_READERS: Mapping[str, Callable[[Any], object]] = {
+    "cipher": Cipher,
+    "key_bits": _whole,
+    "sector_size": _whole,
+    "kdf_memory": _whole,
+    "kdf_passes": _whole,
+    "provider": KeyProvider,
+    "state": FormatState,
+}
+
+
+def _encryption(value: Fields | None) -> Encryption | None:
+    return None if value is None else _read(value, Encryption, _ENCRYPTION_READERS)
+
+
 _READERS: Mapping[str, Callable[[Any], object]] = {
     "id": VolumeId,
     "size": _whole,
@@ -58,11 +81,11 @@ _READERS: Mapping[str, Callable[[Any], object]] = {
     "allocation": Allocation,
     "quota": QuotaMode,
     "format": FormatState,
+    "encryption": _encryption,
     "mkfs_options": tuple,
 }
 _SNAPSHOT_READERS: Mapping[str, Callable[[Any], object]] = {"id": SnapshotId, "held": _whole, "created": _whole}
 _GROUP_READERS: Mapping[str, Callable[[Any], object]] = {"id": GroupId, "created": _whole, "members": _members}
-_PLAIN: Mapping[object, type] = {bool: bool, int: int, str: str}
 _Kind = VolumeRecord | SnapshotRecord | GroupRecord
 _T = TypeVar("_T", bound=_Kind)
 
@@ -95,9 +118,10 @@ def encode(record: _Kind) -> bytes:
     return b'{"layout":%d,"sha256":"%s","%s":%s}\n' % (LAYOUT, checksum, word, canonical)
 
 
-def _fields(record: _Kind) -> Fields:
+def _fields(record: _Kind | Encryption) -> Fields:
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-    return {name: _fields(value) if isinstance(value, VolumeRecord) else value for name, value in values.items()}
+    nested = (VolumeRecord, Encryption)
+    return {name: _fields(value) if isinstance(value, nested) else value for name, value in values.items()}
 
 
 def decode(data: bytes, expected: VolumeId) -> VolumeRecord:
@@ -154,16 +178,18 @@ def _record(fields: Fields, layout: int, form: _Format[_T]) -> _T:
     """A record from its fields; its volume's, or those in its volume, may be of an older layout."""
     for version in range(layout, LAYOUT) if form.kind is VolumeRecord else ():
         fields = MIGRATIONS[version](fields)
+    readers = {"volume": lambda inner: _record(inner, layout, _VOLUME), **form.readers}
+    return _read(fields, form.kind, readers)
+
+
+def _read(fields: Fields, kind: type[_V], readers: Mapping[str, Callable[[Any], object]]) -> _V:
     values: Fields = {}
-    for field in dataclasses.fields(form.kind):
+    for field in dataclasses.fields(kind):
         value = fields[field.name]
-        if field.type is VolumeRecord:
-            values[field.name] = _record(value, layout, _VOLUME)
-            continue
-        values[field.name] = form.readers[field.name](value) if field.name in form.readers else value
+        values[field.name] = readers[field.name](value) if field.name in readers else value
         if field.type in _PLAIN and not isinstance(values[field.name], _PLAIN[field.type]):
             raise TypeError(field.name)
-    return form.kind(**values)
+    return kind(**values)
 
 
 def _canonical(fields: Fields) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -86,11 +87,18 @@ KINDS = [
 def scratch(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """Give a machine with a scratch filesystem, for a whole module."""
     real, filesystem = cast("tuple[bool, Filesystem]", request.param)
-    host, outside = (LinuxHost(), tmp_path_factory.mktemp("host")) if real else (new_host(), Path("/tmp"))
+    with machine_with(filesystem, tmp_path_factory.mktemp("host") if real else None) as made:
+        yield made
+
+
+@contextmanager
+def machine_with(filesystem: Filesystem, folder: Path | None) -> Iterator[Machine]:
+    """Lend a machine with a scratch filesystem: this one, in a *folder*, or one in memory."""
+    host, outside = (LinuxHost(), folder) if folder else (new_host(), Path("/tmp"))
     point = f"{outside}/scratch"
     made = _mounted(host, f"{outside}/scratch.img", point, filesystem)
     yield Machine(host=host, outside=str(outside), root=point, device=made, filesystem=filesystem)
-    if real:
+    if folder:
         observe.take_down(outside)
         assert not observe.belongings(outside).loops
         (outside / "scratch.img").unlink()

@@ -80,7 +80,8 @@ class FakeBlocks(FakeFiles):
             if loop.image.node is place.node and loop.read_only == read_only:
                 return self._held(loop)
         number = self.free_loop()
-        loop = Loop(number, place, read_only, not keep, place.node.size)
+        mapped = self.mapped_of(place.node)
+        loop = Loop(number, place, read_only, not keep, mapped.size if mapped else place.node.size)
         loop.size -= loop.size % (sector_size or 512)
         return self._held(loop)
 
@@ -131,7 +132,8 @@ class FakeBlocks(FakeFiles):
     def refresh(self, device: LoopDevice) -> None:
         """See `Blocks.refresh`."""
         loop = self._attached(device.path, f"refresh the size of {device.path}")
-        loop.size = loop.image.node.size
+        mapped = self.mapped_of(loop.image.node)
+        loop.size = mapped.size if mapped else loop.image.node.size
 
     @call
     def device_size(self, path: str) -> Bytes:
@@ -142,13 +144,16 @@ class FakeBlocks(FakeFiles):
         node = self.walk(path, f"open {path}", follow=True).node
         if node.kind is not FileKind.BLOCK:
             raise failed(f"read the size of {path}", errno.ENOTTY)
-        loop = self.loop_of(node)
-        return Bytes(loop.size if loop else node.size)
+        carrier = self.carrier_of(node)
+        return Bytes(carrier.size if carrier else node.size)
 
     @call
     def probe(self, path: str) -> Signature | None:
         """See `Blocks.probe`."""
-        held = self.medium(path, f"open {path}").held
+        medium = self.medium(path, f"open {path}")
+        held = medium.held
+        if medium.luks is not None:
+            return Signature(type="crypto_LUKS", uuid=medium.luks.uuid)
         return None if held is None else Signature(type=held.type, uuid=held.uuid, label=held.label)
 
     @call
@@ -182,22 +187,29 @@ class FakeBlocks(FakeFiles):
         label: str,
         options: Sequence[str],
         thick: bool,
+        zeroed: bool = True,
     ) -> None:
         """See `Blocks.make_filesystem`."""
         what = f"mkfs.{filesystem} {' '.join(options)} {device}"
         if self.look(device) is None:
             raise CommandFailed(f"{what}: no such file", 1)
         medium = self.medium(device, what)
+        assert zeroed == (medium.kind is not FileKind.OTHER), f"what {device} reads as where nothing was written"
         if medium.held is not None and self.is_mounted(medium.held):
             raise CommandFailed(f"{what}: it is mounted", 1)
         size = self._size_of(device)
         if size < SMALLEST[filesystem]:
             raise CommandFailed(f"{what}: too small", 1)
-        made = FakeFilesystem(str(filesystem), uuid, label, size, backing=medium, whole=False)
+        made = FakeFilesystem(str(filesystem), uuid, label, size, backing=self.ground(medium), whole=False)
         medium.held = made
-        self._write_metadata(device, medium, thick=thick)
+        self._write_metadata(device, self.ground(medium), thick=thick)
         self.step("make_filesystem.end")
         made.whole = True
+
+    @staticmethod
+    def ground(medium: Node) -> Node:
+        """The image that what is inside an encrypted one takes its blocks from, or the medium itself."""
+        return medium.parent if medium.kind is FileKind.OTHER and medium.parent is not None else medium
 
     def _size_of(self, path: str) -> Bytes:
         node = self.walk(path, f"open {path}", follow=True).node

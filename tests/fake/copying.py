@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from csi_local.model.observed import FileKind
 from tests.fake.calls import call
 from tests.fake.limits import FakeLimits
-from tests.fake.tree import FakeFilesystem, Node, anonymous_device, failed
+from tests.fake.tree import FakeFilesystem, FakeLuks, Node, anonymous_device, failed
 
 if TYPE_CHECKING:
     from csi_local.host.api import Proceed
@@ -42,6 +42,15 @@ def _fill(source: Node, made: Node) -> None:
     made.allocated = source.allocated
 
 
+def _copy_content(source: Node, made: Node) -> None:
+    """Copy what is on an image, header and what is behind it too."""
+    made.held = _twin(source.held, made) if source.held is not None else None
+    if source.luks is not None:
+        inside = Node(FileKind.OTHER, made.number, made.filesystem, 0o600, parent=made, size=source.luks.inside.size)
+        inside.held = _twin(source.luks.inside.held, made) if source.luks.inside.held is not None else None
+        made.luks = FakeLuks(source.luks.uuid, list(source.luks.keys), inside, whole=source.luks.whole)
+
+
 class FakeCopying(FakeLimits):
     """Implements `host.api.Copying`, and copies of subvolumes."""
 
@@ -62,7 +71,7 @@ class FakeCopying(FakeLimits):
             raise failed(what, errno.EOPNOTSUPP)
         _fill(old.node, made)
         made.shared = made.allocated
-        made.held = _twin(old.node.held, made) if old.node.held is not None else None
+        _copy_content(old.node, made)
 
     @call
     def copy_image(self, source: str, target: str, proceed: Proceed) -> None:
@@ -73,7 +82,7 @@ class FakeCopying(FakeLimits):
             self.step("copy_image.piece")
         made.filesystem.allocate(made, old.node.allocated, f"copy {source} to {target}")
         _fill(old.node, made)
-        made.held = _twin(old.node.held, made) if old.node.held is not None else None
+        _copy_content(old.node, made)
 
     @call
     def copy_tree(self, source: str, target: str, *, share: bool, proceed: Proceed) -> None:

@@ -7,14 +7,14 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from csi_local.model.observed import FileKind, LoopDevice, Mount
+from csi_local.model.observed import FileKind, LoopDevice, MappedDevice, Mount
 from tests.fake.calls import Calls
-from tests.fake.tree import FakeFilesystem, Node, failed
+from tests.fake.tree import FakeFilesystem, FakeLuks, Node, failed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-LOOP_MAJOR = 7
+LOOP_MAJOR, MAPPER_MAJOR = 7, 253
 _LINKS = 40
 _FRESH = frozenset({"rw", "relatime"})
 
@@ -67,6 +67,33 @@ class Loop:
         )
 
 
+@dataclass(slots=True, eq=False)
+class Mapped:
+    """An open encrypted device, over a loop device."""
+
+    number: int
+    name: str
+    luks: FakeLuks
+    below: Loop
+    size: int
+
+    @property
+    def device(self) -> int:
+        """Its device number."""
+        return os.makedev(MAPPER_MAJOR, self.number)
+
+    def shown(self) -> MappedDevice:
+        """Return it as the host's callers see it."""
+        return MappedDevice(
+            path=f"/dev/dm-{self.number}",
+            device=self.device,
+            read_only=False,
+            name=self.name,
+            uuid=f"CRYPT-LUKS2-{self.luks.uuid.replace('-', '')}-{self.name}",
+            below=(self.below.device,),
+        )
+
+
 @dataclass(eq=False)
 class Kernel(Calls):
     """The state of a machine, and how it ends.
@@ -81,7 +108,8 @@ class Kernel(Calls):
     points: list[Point] = field(default_factory=list)
     attached: dict[int, Loop] = field(default_factory=dict)
     locked: list[Place] = field(default_factory=list)
-    carriers: dict[FakeFilesystem, Loop] = field(default_factory=dict)
+    mapped: dict[int, Mapped] = field(default_factory=dict)
+    carriers: dict[FakeFilesystem, Loop | Mapped] = field(default_factory=dict)
     epoch: int = 0
     _covered: dict[tuple[Point, Node], Point] = field(default_factory=dict)
 
@@ -112,6 +140,7 @@ class Kernel(Calls):
         """The machine is gone: no mount, no loop device; what was in files is there."""
         self.crash()
         self.attached.clear()
+        self.mapped.clear()
         self.carriers.clear()
         self._boot()
 
@@ -228,7 +257,8 @@ class Kernel(Calls):
 
     def release_loops(self) -> None:
         """Let go the loop devices that clear themselves and that nobody uses."""
-        carrying = set(self.carriers.values())
+        below = {mapped.below for mapped in self.mapped.values()}
+        carrying = {*self.carriers.values(), *below}
         for loop in list(self.attached.values()):
             if loop.autoclear and not loop.openers and loop not in carrying:
                 del self.attached[loop.number]
@@ -236,11 +266,23 @@ class Kernel(Calls):
     def free_loop(self) -> int:
         """Return the number of a free loop device, and see that it has a node."""
         number = next(n for n in range(len(self.attached) + 1) if n not in self.attached)
-        name = f"loop{number}"
-        if name not in self.dev.root.children:
-            node = self.dev.add(self.dev.root, name, FileKind.BLOCK, 0o660)
-            node.special = os.makedev(LOOP_MAJOR, number)
+        self.make_node(f"loop{number}", os.makedev(LOOP_MAJOR, number))
         return number
+
+    def make_node(self, name: str, special: int) -> None:
+        """See that a device has a node."""
+        if name not in self.dev.root.children:
+            self.dev.add(self.dev.root, name, FileKind.BLOCK, 0o660).special = special
+
+    def mapped_of(self, node: Node) -> Mapped | None:
+        """Return the open encrypted device that a device node stands for, if it is open."""
+        if node.kind is not FileKind.BLOCK or os.major(node.special) != MAPPER_MAJOR:
+            return None
+        return self.mapped.get(os.minor(node.special))
+
+    def carrier_of(self, node: Node) -> Loop | Mapped | None:
+        """Return what a device node stands for."""
+        return self.loop_of(node) or self.mapped_of(node)
 
     def loop_of(self, node: Node) -> Loop | None:
         """Return the loop device that a device node stands for, if it is attached."""
@@ -257,9 +299,11 @@ class Kernel(Calls):
         node = self.walk(path, what, follow=True).node
         if node.kind is FileKind.DIRECTORY:
             raise failed(what, errno.EISDIR)
-        loop = self.loop_of(node)
+        loop, mapped = self.loop_of(node), self.mapped_of(node)
         if loop is not None:
-            return loop.image.node
+            return self.medium(self.path_of(loop.image), what) if loop.image.node.special else loop.image.node
+        if mapped is not None:
+            return mapped.luks.inside
         if node.kind is FileKind.BLOCK and not node.size:
             raise failed(what, errno.ENXIO)
         return node

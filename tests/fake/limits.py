@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from csi_local.model.observed import FileKind, Usage
 from csi_local.model.pool import Abilities, Media, QuotaSupport
@@ -92,7 +92,9 @@ class FakeLimits(FakeMounts):
         filesystem = place.mount.filesystem
         if filesystem.read_only or "ro" in place.mount.flags:
             return Abilities(
-                filesystem=filesystem.type, quota_reason="the pool cannot be written: Read-only file system"
+                filesystem=filesystem.type,
+                quota_reason="the pool cannot be written: Read-only file system",
+                **self._encryption(),
             )
         btrfs = filesystem.type == "btrfs"
         filesystem.subvolume_limits = filesystem.subvolume_limits or btrfs
@@ -106,7 +108,11 @@ class FakeLimits(FakeMounts):
             direct_io=True,
             preallocate=True,
             quota_reason="" if btrfs or filesystem.projects else "mounted without project quota",
+            **self._encryption(),
         )
+
+    def _encryption(self) -> dict[str, Any]:
+        return {"encryption": not self.no_encryption, "encryption_reason": self.no_encryption}
 
     @call
     def media(self, path: str) -> Media:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from csi_local.model.mount_options import FILESYSTEM_KEYS
 from csi_local.model.observed import FileKind
-from tests.fake.blocks import FakeBlocks
 from tests.fake.calls import call
+from tests.fake.crypt import FakeCrypt
 from tests.fake.kernel import Place, Point
 from tests.fake.tree import FakeFilesystem, anonymous_device, failed
 
@@ -39,7 +39,7 @@ def _with(flags: frozenset[str], words: frozenset[str]) -> frozenset[str]:
     return frozenset((result - {"rw"}) if "ro" in result else (result | {"rw"}))
 
 
-class FakeMounts(FakeBlocks):
+class FakeMounts(FakeCrypt):
     """Implements `host.api.Mounts`."""
 
     @call
@@ -59,10 +59,10 @@ class FakeMounts(FakeBlocks):
         self._check_data(filesystem, data, what)
         if held is None:
             raise failed(what, errno.EINVAL)
-        loop = self.loop_of(device)
-        if loop is not None:
-            carrier = self.carriers.setdefault(held, loop)
-            assert carrier is loop, f"two filesystems over one image: {source} and {carrier.shown().path}"
+        below = self.carrier_of(device)
+        if below is not None:
+            carrier = self.carriers.setdefault(held, below)
+            assert carrier is below, f"two filesystems over one image: {source} and {carrier.shown().path}"
         self._wake(held, device.special, data)
         point = Point(held, held.root, flags=_with(frozenset({"rw", "relatime"}), flags - _SUPER), source=source)
         self.put_over(point, over)

@@ -39,6 +39,7 @@ class Node:
         shared: of what is allocated, what it has from a clone; the source's is taken to stay.
         read_only: whether it is a snapshot that nobody may write to; nothing looks at that.
         held: the filesystem on it, where it is an image or a disk.
+        luks: what is encrypted on it instead, if anything is.
         dirty: offset of a byte that is not zero and no filesystem's, where it is an image or a disk.
         last_path: where it was in its filesystem, if it was removed.
     """
@@ -63,6 +64,7 @@ class Node:
     read_only: bool = False
     limit: int = 0
     held: FakeFilesystem | None = None
+    luks: FakeLuks | None = None
     dirty: int | None = None
     last_path: str = ""
     born: int = field(default_factory=itertools.count(1).__next__)
@@ -104,6 +106,23 @@ class Node:
         while node is not None:
             yield node
             node = node.parent
+
+
+@dataclass(slots=True, eq=False)
+class FakeLuks:
+    """A LUKS2 header on an image.
+
+    Attributes:
+        keys: those that open it.
+        inside: stands for the bytes that it opens to; what is held there is drawn from the image.
+        whole: False where formatting was interrupted.
+    """
+
+    uuid: str
+    keys: list[bytes]
+    inside: Node
+    discard: bool = False
+    whole: bool = True
 
 
 @dataclass(slots=True, eq=False)

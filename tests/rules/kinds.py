@@ -56,6 +56,12 @@ XFS = Kind(name="loopfile-xfs", params={"backend": "loopfile"}, fs="xfs", size=3
 BTRFS = Kind(name="loopfile-btrfs", params={"backend": "loopfile"}, fs="btrfs", size=256 * MIB)
 BLOCK = Kind(name="loopfile-block", params={"backend": "loopfile"}, block=True)
 
+_LUKS = {"encryption": "luks2", "kdfMemory": "8Mi"}
+LUKS_EXT4 = Kind(name="luks-ext4", params=_LUKS, fs="ext4")
+LUKS_XFS = Kind(name="luks-xfs", params=_LUKS, fs="xfs", size=320 * MIB)
+LUKS_BTRFS = Kind(name="luks-btrfs", params=_LUKS, fs="btrfs", size=256 * MIB)
+LUKS_BLOCK = Kind(name="luks-block", params=_LUKS, block=True)
+
 EVERY = (DIRECTORY, EXT4, XFS, BLOCK)
 MOUNTED = (DIRECTORY, EXT4, XFS)
 LOOPFILES = (EXT4, XFS, BLOCK)

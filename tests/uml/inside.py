@@ -14,7 +14,7 @@ TMP_DEVICE = "/dev/ubda"
 
 _PYTEST = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "uml", "--basetemp=/tmp/pytest"]
 STEPS: dict[str, list[str]] = {
-    "pytest": [*_PYTEST, "tests/uml"],
+    "pytest": [*_PYTEST, "tests/uml", "tests/contract/test_host_crypt.py"],
     "sanity": [sys.executable, "tests/sanity/run.py", "directory-xfs"],
 }
 

@@ -20,6 +20,7 @@ PROGRAMS = {
     "mkswap": "util-linux",
     "losetup": "mount",
     "dmsetup": "dmsetup",
+    "cryptsetup": "cryptsetup-bin",
 }
 GIB = 1 << 30
 MEMORY_MIB = 2048

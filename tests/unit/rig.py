@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from csi_local.engine.adopt import Adopter
 from csi_local.engine.copies import Copies
+from csi_local.engine.crypt import Layers
 from csi_local.engine.ephemeral import Ephemeral
 from csi_local.engine.execute import Executor
 from csi_local.engine.groups import Groups
+from csi_local.engine.keys import Keys
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pool, Pools
 from csi_local.engine.publish import Publisher
@@ -16,9 +18,11 @@ from csi_local.engine.sizes import Sizes
 from csi_local.engine.snapshots import Snapshots
 from csi_local.engine.sweeper import Sweeper
 from csi_local.engine.volumes import Volumes
+from csi_local.model.encryption import KeySources
 from csi_local.model.errors import DriverError
 from csi_local.model.parameters import parse_parameters
 from csi_local.model.pool import parse_pool
+from csi_local.model.secret import Secret
 from csi_local.model.volume import (
     AccessMode,
     BlockAccess,
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 1.0
 _COPY_S = 0.2
 RUN_DIR = "/run/csi-local"
+KEYS = KeySources(directory="/keys", program="/key-program")
 POOLS = ("dirs=image:/pools/dirs.img,size=4Gi,fs=btrfs", "loops=image:/pools/loops.img,size=4Gi")
 
 
@@ -85,8 +90,9 @@ class Rig:
         self.volumes = Volumes(self.host, self.pools, executor, locks, self.sweeper, self.copies, node=self.node_name)
         self.snapshots = Snapshots(self.host, self.pools, executor, locks, self.sweeper, self.copies)
         self.groups = Groups(self.host, self.pools, executor, locks, self.sweeper, self.copies)
-        self.sizes = Sizes(self.host, self.pools, executor, locks)
-        self.publisher = Publisher(self.host, self.pools, executor, locks, self.copies, self.max_volumes)
+        layers = Layers(self.host, executor, Keys(self.host, KEYS))
+        self.sizes = Sizes(self.host, self.pools, executor, locks, layers)
+        self.publisher = Publisher(self.host, self.pools, executor, locks, self.copies, layers, self.max_volumes)
         self.adopter = Adopter(self.host, self.pools, executor, lambda: 1.0)
         self.ephemeral = Ephemeral(self.host, self.pools, locks, self.volumes, self.publisher)
         self.pools.open()
@@ -168,3 +174,8 @@ def request(
         capabilities=(capability(block=block),),
         parameters=parse_parameters(parameters),
     )
+
+
+def key(text: str = "correct horse") -> Secret:
+    """The key that comes with a request, once."""
+    return Secret(text.encode())

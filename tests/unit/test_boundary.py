@@ -52,6 +52,7 @@ class TestCodes:
             (errors.ResourceExhausted, Code.RESOURCE_EXHAUSTED),
             (errors.FailedPrecondition, Code.FAILED_PRECONDITION),
             (errors.DamagedRecord, Code.FAILED_PRECONDITION),
+            (errors.Unauthenticated, Code.UNAUTHENTICATED),
             (errors.Busy, Code.ABORTED),
             (errors.Unsupported, Code.UNIMPLEMENTED),
             (errors.Unavailable, Code.UNAVAILABLE),

@@ -21,7 +21,7 @@ from csi_local.model.quantity import MIB
 from csi_local.model.volume import CapacityRange, FormatState
 from csi_local.plan import sizes
 from csi_local.plan.sizes import Promises
-from tests.unit.rig import PATIENCE_S, Rig, capability, request
+from tests.unit.rig import PATIENCE_S, Rig, capability, key, request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,11 @@ KINDS: dict[str, tuple[dict[str, str], int]] = {
     "xfs": ({FS_TYPE: "xfs"}, 320 * MIB),
     "btrfs": ({FS_TYPE: "btrfs"}, 256 * MIB),
     "block": ({"backend": "loopfile"}, 64 * MIB),
+    "luks-ext4": ({"encryption": "luks2", FS_TYPE: "ext4"}, 64 * MIB),
+    "luks-xfs": ({"encryption": "luks2", "allocation": "thin", FS_TYPE: "xfs"}, 320 * MIB),
+    "luks-block": ({"encryption": "luks2"}, 64 * MIB),
 }
+EXT4 = ("ext4", "thin", "luks-ext4")
 NAMES = ("data", "logs", "pvc with spaces", "../escape")
 TARGETS = ("first", "second")
 
@@ -63,6 +67,7 @@ class Known:
     asked: VolumeRequest
     size: int
     uuid: str = ""
+    luks: str = ""
     origin: str = ""
     marked: bool = False
     staged: bool = False
@@ -76,7 +81,11 @@ class Known:
 
     @property
     def block(self) -> bool:
-        return self.kind == "block"
+        return self.kind.endswith("block")
+
+    @property
+    def encrypted(self) -> bool:
+        return self.kind.startswith("luks")
 
     @property
     def directory(self) -> bool:
@@ -139,7 +148,7 @@ class EngineMachine(RuleBasedStateMachine):
         if any(volume.asked.name == name for volume in self.known.values()):
             return multiple()
         parameters, size = KINDS[kind]
-        asked = request(name, size, parameters, block=kind == "block")
+        asked = request(name, size, parameters, block=kind.endswith("block"))
         made: list[Known] = []
 
         def act() -> None:
@@ -185,7 +194,9 @@ class EngineMachine(RuleBasedStateMachine):
             return
         parameters, size = KINDS[kind]
         with pytest.raises(AlreadyExists):
-            self.rig.volumes.create(request(volume.asked.name, size, parameters, block=kind == "block"), PATIENCE_S)
+            self.rig.volumes.create(
+                request(volume.asked.name, size, parameters, block=kind.endswith("block")), PATIENCE_S
+            )
 
     @rule(volume=volumes, trouble=troubles)
     def delete(self, volume: Known, trouble: Trouble) -> None:
@@ -235,10 +246,11 @@ class EngineMachine(RuleBasedStateMachine):
 
         def act() -> None:
             wanted = CapacityRange(required=volume.size)
-            size = self.rig.sizes.expand_on_node(volume.id, volume.staging, wanted, capability(), PATIENCE_S)
+            at = volume.staging
+            size = self.rig.sizes.expand_on_node(volume.id, at, wanted, capability(), PATIENCE_S, key())
             assert size == volume.size
 
-        if volume.kind in ("ext4", "thin") and not self.rig.host.ext4_grows_mounted:
+        if volume.kind in EXT4 and not self.rig.host.ext4_grows_mounted:
             with pytest.raises(FailedPrecondition, match="restart the pod"):
                 act()
             return
@@ -251,7 +263,7 @@ class EngineMachine(RuleBasedStateMachine):
     def _stage(self, volume: Known) -> None:
         self.rig.host.make_dirs(volume.staging)
         wanted = capability(block=volume.block)
-        self.rig.publisher.stage(volume.id, volume.staging, wanted, PATIENCE_S)
+        self.rig.publisher.stage(volume.id, volume.staging, wanted, PATIENCE_S, key())
 
     @rule(volume=volumes, trouble=troubles, give_up=st.booleans())
     def stage(self, volume: Known, trouble: Trouble, *, give_up: bool) -> None:
@@ -272,13 +284,16 @@ class EngineMachine(RuleBasedStateMachine):
 
     def _learn_uuid(self, volume: Known) -> None:
         record = self._record(volume)
+        if record.encryption is not None and record.encryption.state is FormatState.FORMATTED:
+            assert volume.luks in ("", record.encryption.uuid), "its header was made twice"
+            volume.luks = record.encryption.uuid
         if record.format is FormatState.FORMATTED:
             assert volume.uuid in ("", record.fs_uuid), "it was formatted twice"
             volume.uuid = record.fs_uuid
 
     def _check_grown(self, volume: Known) -> None:
         if not volume.directory:
-            slack = 64 * MIB if volume.kind == "xfs" else MIB
+            slack = 64 * MIB if volume.kind.endswith("xfs") else MIB
             held = self.rig.host.walk(volume.staging, "test").mount.filesystem
             assert held.grown + slack >= volume.size
 
@@ -305,7 +320,7 @@ class EngineMachine(RuleBasedStateMachine):
 
         def act() -> None:
             wanted = capability(block=volume.block)
-            self.rig.publisher.publish(volume.id, paths, wanted, PATIENCE_S, read_only=read_only)
+            self.rig.publisher.publish(volume.id, paths, wanted, PATIENCE_S, key(), read_only=read_only)
 
         healing = not volume.staged
         if healing and not self._can_heal(volume):
@@ -325,7 +340,7 @@ class EngineMachine(RuleBasedStateMachine):
         self._mark(volume)
 
     def _can_heal(self, volume: Known) -> bool:
-        formatted = bool(volume.uuid) or volume.directory or volume.block
+        formatted = bool(volume.uuid) or volume.directory or (volume.block and bool(volume.luks) == volume.encrypted)
         return formatted and self.rig.host.look(volume.staging) is not None
 
     def _unpublish(self, volume: Known, name: str) -> None:
@@ -402,11 +417,13 @@ class EngineMachine(RuleBasedStateMachine):
 
     def _check_image(self, volume: Known, record: VolumeRecord) -> None:
         node = self.rig.host.walk(self.rig.pool_of(volume.id).layout.image(record.id), "test").node
-        assert node.size >= volume.size
-        assert node.allocated >= volume.size or not record.thick
+        assert node.size >= record.image_size
+        assert node.allocated >= record.image_size or not record.thick
+        held = node.luks.inside.held if node.luks is not None else node.held
         if volume.uuid:
-            assert node.held is not None
-            assert (node.held.uuid, record.fs_uuid) == (volume.uuid, volume.uuid)
+            assert held is not None
+            assert (held.uuid, record.fs_uuid) == (volume.uuid, volume.uuid)
+        assert (node.luks is not None) >= bool(volume.luks)
 
     @invariant()
     def what_is_used_is_there_and_nothing_else(self) -> None:
@@ -414,11 +431,12 @@ class EngineMachine(RuleBasedStateMachine):
         for volume in self.known.values():
             layout = self.rig.pool_of(volume.id).layout
             record = self._record(volume)
-            loops = observer.loops(layout, record.id)
-            assert bool(loops) == (volume.staged and not volume.directory)
+            devices = observer.stack(layout, record.id)
+            assert bool(devices.top) == (volume.staged and not volume.directory)
+            assert bool(devices.opened) == (volume.staged and volume.encrypted)
             places = [volume.target(name) for name in volume.targets]
             places += [volume.staging] if volume.staged and not volume.block else []
-            points = observer.mount_points(layout, record.id, loops)
+            points = observer.mount_points(layout, record.id, devices)
             assert sorted(points) == sorted(places), f"{volume}: {points}"
             for name, read_only in volume.targets.items():
                 if not volume.block:
@@ -452,6 +470,7 @@ class EngineMachine(RuleBasedStateMachine):
         assert len(self.rig.host.points) == self.points
         self.rig.pools.close()
         assert not self.rig.host.attached
+        assert not self.rig.host.mapped
         assert not self.rig.host.locked
 
 

@@ -16,7 +16,10 @@ from csi_local.model.quantity import GIB, MIB, Bytes, format_bytes, parse_bytes,
 from csi_local.model.volume import (
     Allocation,
     BackendKind,
+    Cipher,
+    Encryption,
     Filesystem,
+    KeyProvider,
     QuotaMode,
     check_name,
     known_id,
@@ -173,7 +176,15 @@ class TestParameters:
             "placement": "pack",
             "allocation": "thin",
             "quota": "advisory",
-            "encryption": "none",
+            "encryption": "luks2",
+            "keyProvider": "file",
+            "keyName": "fast.key",
+            "cipher": "aes-xts-plain64",
+            "keySize": "256",
+            "encryptionSectorSize": "512",
+            "kdfMemory": "64Mi",
+            "kdfPasses": "5",
+            "encryptionDiscard": "yes",
             "mkfsOptions": "-m 1 -E 'stride=2'",
             FS_TYPE: "xfs",
         }
@@ -182,6 +193,15 @@ class TestParameters:
         assert (found.backend, found.media, found.fs_type) == (BackendKind.LOOPFILE, Media.NVME, Filesystem.XFS)
         assert (found.allocation, found.quota, found.placement) == (Allocation.THIN, QuotaMode.ADVISORY, "pack")
         assert found.mkfs_options == ("-m", "1", "-E", "stride=2")
+        assert found.encryption == Encryption(
+            key_bits=256,
+            sector_size=512,
+            kdf_memory=Bytes(64 * MIB),
+            kdf_passes=5,
+            discard=True,
+            provider=KeyProvider.FILE,
+            key_name="fast.key",
+        )
         assert found.given == given_
 
     def test_labels_are_kept_apart(self) -> None:
@@ -198,7 +218,7 @@ class TestParameters:
             ("placement", "random"),
             ("allocation", "Thick"),
             ("quota", "soft"),
-            ("encryption", "luks2"),
+            ("encryption", "luks1"),
             (FS_TYPE, "ntfs"),
             ("mkfsOptions", "'"),
         ],
@@ -207,6 +227,43 @@ class TestParameters:
         with pytest.raises(InvalidArgument) as caught:
             parse_parameters({name: value})
         assert repr(value) in str(caught.value)
+
+    def test_encryption_has_safe_defaults(self) -> None:
+        assert parse_parameters({}).encryption is None
+        assert parse_parameters({"encryption": "none"}).encryption is None
+        assert parse_parameters({"encryption": "luks2"}).encryption == Encryption()
+        assert parse_parameters({"encryption": "luks2", "cipher": Cipher.ADIANTUM}).encryption == Encryption(
+            cipher=Cipher.ADIANTUM, key_bits=256
+        )
+
+    @pytest.mark.parametrize(
+        "given_",
+        [
+            {"keyProvider": "paper"},
+            {"keyProvider": "file"},
+            {"keyName": "../key"},
+            {"keyName": ""} | {"keyProvider": "file"},
+            {"cipher": "aes-cbc-plain"},
+            {"keySize": "128"},
+            {"keySize": "512", "cipher": Cipher.ADIANTUM},
+            {"encryptionSectorSize": "1024"},
+            {"kdfMemory": "1Mi"},
+            {"kdfMemory": "2Gi"},
+            {"kdfPasses": "3"},
+            {"kdfPasses": "1000"},
+            {"kdfPasses": "many"},
+            {"encryptionDiscard": "true"},
+        ],
+        ids=repr,
+    )
+    def test_encryption_that_makes_no_sense(self, given_: dict[str, str]) -> None:
+        with pytest.raises(InvalidArgument):
+            parse_parameters({"encryption": "luks2", **given_})
+
+    def test_encryption_must_be_asked_for(self) -> None:
+        """Who sets a cipher and forgets the rest must not believe that anything is encrypted."""
+        with pytest.raises(InvalidArgument, match="cipher makes no sense without encryption: luks2"):
+            parse_parameters({"cipher": "aes-xts-plain64"})
 
     @given(st.text(max_size=20))
     def test_names_that_do_not_exist(self, name: str) -> None:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from csi_local.model.parameters import ClassParameters
 from csi_local.model.pool import Abilities, Media, PoolKind, PoolView, QuotaSupport
 from csi_local.model.quantity import GIB, MIB, Bytes
-from csi_local.model.volume import Allocation, BackendKind, Filesystem, QuotaMode
-from csi_local.plan.placement import Capacity, available, place, unfit
+from csi_local.model.volume import HEADER, Allocation, BackendKind, Encryption, Filesystem, QuotaMode
+from csi_local.plan.placement import Capacity, available, capacity_of, place, unfit
 from csi_local.plan.request import Shape
 
 ABLE = Abilities(filesystem="xfs", reflink=True, quota=QuotaSupport.PROJECT, direct_io=True, preallocate=True)
@@ -45,6 +45,7 @@ VIEWS = st.builds(
     unavailable=st.sampled_from(["", "", "", "its disk is missing"]),
     abilities=st.builds(
         Abilities,
+        encryption=st.booleans(),
         filesystem=st.sampled_from(["xfs", "ext4", "btrfs", "tmpfs"]),
         quota=st.sampled_from(QuotaSupport),
         direct_io=st.booleans(),
@@ -60,6 +61,7 @@ PARAMETERS = st.builds(
     placement=st.sampled_from(["spread", "pack"]),
     allocation=st.sampled_from(Allocation),
     quota=st.sampled_from(QuotaMode),
+    encryption=st.none() | st.just(Encryption()),
 )
 FILESYSTEMS = st.one_of(st.none(), st.sampled_from(Filesystem))
 SIZES = st.integers(min_value=0, max_value=12).map(lambda gib: Bytes(gib * GIB))
@@ -99,6 +101,25 @@ def test_every_pool_hears_why(
         assert not (verdict.small and verdict.fits)
     random.shuffle(pools)
     assert place(parameters, shape, size, pools) == found
+
+
+def test_a_header_takes_room_too() -> None:
+    able = dataclasses.replace(ABLE, encryption=True)
+    encrypted = ClassParameters(encryption=Encryption())
+    pools = [view("only", 1, abilities=able)]
+    assert place(encrypted, LOOPFILE, Bytes(GIB - HEADER), pools).pool == "only"
+    assert place(encrypted, LOOPFILE, Bytes(GIB - HEADER + 1), pools).pool is None
+    assert capacity_of(encrypted, LOOPFILE, pools).largest == GIB - HEADER
+    assert capacity_of(encrypted, LOOPFILE, [view("tiny", 0, abilities=able)]).available == 0
+
+
+def test_a_node_that_cannot_encrypt() -> None:
+    unable = dataclasses.replace(ABLE, encryption_reason="the kernel has no dm-crypt")
+    encrypted = ClassParameters(encryption=Encryption())
+    pools = [view("only", abilities=unable)]
+    assert "the kernel has no dm-crypt" in place(encrypted, LOOPFILE, Bytes(GIB), pools).explain()
+    assert capacity_of(encrypted, LOOPFILE, pools).available == 0
+    assert place(ClassParameters(), LOOPFILE, Bytes(GIB), pools).pool == "only"
 
 
 def test_without_pools() -> None:

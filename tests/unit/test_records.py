@@ -15,8 +15,11 @@ from csi_local.model.quantity import GIB, Bytes
 from csi_local.model.volume import (
     Allocation,
     BackendKind,
+    Cipher,
+    Encryption,
     Filesystem,
     FormatState,
+    KeyProvider,
     QuotaMode,
     VolumeId,
     VolumeRecord,
@@ -27,6 +30,19 @@ from csi_local.store.records import decode, encode
 
 TEXTS = st.text(max_size=20)
 MAPS = st.dictionaries(TEXTS, TEXTS, max_size=3)
+ENCRYPTIONS = st.builds(
+    Encryption,
+    cipher=st.sampled_from(Cipher),
+    key_bits=st.sampled_from([256, 512]),
+    sector_size=st.sampled_from([512, 4096]),
+    kdf_memory=st.integers(min_value=0, max_value=1 << 40).map(Bytes),
+    kdf_passes=st.integers(min_value=4, max_value=100),
+    discard=st.booleans(),
+    provider=st.sampled_from(KeyProvider),
+    key_name=TEXTS,
+    state=st.sampled_from(FormatState),
+    uuid=TEXTS,
+)
 RECORDS = st.builds(
     VolumeRecord,
     id=TEXTS.map(volume_id),
@@ -45,6 +61,7 @@ RECORDS = st.builds(
     created=st.integers(min_value=0, max_value=1 << 40),
     format=st.sampled_from(FormatState),
     fs_uuid=TEXTS,
+    encryption=st.none() | ENCRYPTIONS,
     source=st.sampled_from(["", "snapshot/daily", "volume/pvc-1"]),
     ephemeral=TEXTS,
     adopted=TEXTS,
@@ -65,6 +82,7 @@ RECORD = VolumeRecord(
     fs_uuid="6f0ad1a4-3c5e-4f0e-8f5c-0f6a7c1d2e3b",
 )
 DATA = encode(RECORD)
+SEALED = dataclasses.replace(RECORD, encryption=Encryption(uuid="7e8f"))
 
 
 def damaged(data: bytes) -> str:
@@ -82,6 +100,13 @@ def test_what_is_written_is_read(record: VolumeRecord) -> None:
 
 def test_every_field_is_written() -> None:
     assert set(json.loads(DATA)["volume"]) == {field.name for field in dataclasses.fields(VolumeRecord)}
+
+
+def test_one_from_before_there_was_encryption() -> None:
+    document = json.loads(DATA) | {"layout": 2}
+    del document["volume"]["encryption"]
+    document["sha256"] = sha256(records._canonical(document["volume"])).hexdigest()
+    assert decode(json.dumps(document).encode(), RECORD.id) == RECORD
 
 
 def test_cut_short_anywhere() -> None:
@@ -168,6 +193,10 @@ def test_another_volume() -> None:
         {"mkfs_options": None},
         {"created": "now"},
         {"project": [1]},
+        {"encryption": "luks2"},
+        {"encryption": {}},
+        {"encryption": json.loads(encode(SEALED))["volume"]["encryption"] | {"cipher": "rot13"}},
+        {"encryption": json.loads(encode(SEALED))["volume"]["encryption"] | {"discard": "yes"}},
     ],
 )
 def test_well_sealed_nonsense(changes: dict[str, object]) -> None:

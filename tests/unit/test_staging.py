@@ -9,7 +9,7 @@ import pytest
 
 from csi_local.model.errors import AlreadyExists, Busy, DriverError, FailedPrecondition
 from csi_local.model.mount_options import MountOptions
-from csi_local.model.observed import FileInfo, FileKind, LoopDevice, Signature
+from csi_local.model.observed import FileInfo, FileKind, LoopDevice, Signature, Stack
 from csi_local.model.operations import (
     Attach,
     BindMount,
@@ -298,9 +298,9 @@ def test_unstage(
 ) -> None:
     if expected is None:
         with pytest.raises(FailedPrecondition, match="still published"):
-            unstage(PATH, ours=ours, loops=loops, others=others, published=others)
+            unstage(PATH, ours=ours, devices=Stack(loops=loops), others=others, published=others)
     else:
-        assert kinds(unstage(PATH, ours=ours, loops=loops, others=others, published=())) == expected
+        assert kinds(unstage(PATH, ours=ours, devices=Stack(loops=loops), others=others, published=())) == expected
 
 
 @pytest.mark.parametrize("filesystem", Filesystem)

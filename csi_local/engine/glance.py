@@ -1,0 +1,89 @@
+"""What is looked at before a volume is staged or published."""
+
+from collections.abc import Mapping
+
+from csi_local.engine.crypt import Opened
+from csi_local.engine.observe import Observer
+from csi_local.engine.pools import Pool
+from csi_local.host.api import Host
+from csi_local.model.errors import CommandFailed, FailedPrecondition
+from csi_local.model.volume import BackendKind, Capability, VolumeRecord
+from csi_local.plan import publishing
+from csi_local.plan.publishing import Publication, PublishSeen
+from csi_local.plan.staging import StagingSeen
+
+
+class Glance:
+    """Puts together what plans want to know."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._observer = Observer(host)
+
+    def at_staging(
+        self, pool: Pool, record: VolumeRecord, path: str, opened: Opened | None, staged_as: Capability | None
+    ) -> StagingSeen:
+        """What there is before staging; *opened* where the volume is encrypted.
+
+        Raises:
+            FailedPrecondition: what is on the volume cannot be told.
+        """
+        layout = pool.layout
+        at = self._host.stat(path)
+        directory = record.backend is BackendKind.DIRECTORY
+        if self._observer.is_volume(layout, record.id, path, at):
+            flags = self._host.mount_flags(path)
+            return StagingSeen(path=at, ours=True, staged_as=staged_as, flags=flags)
+        where = record.adopted or (layout.data(record.id) if directory else layout.image(record.id))
+        there = self._host.stat(where)
+        loops = () if directory else self._observer.loops(layout, record.id)
+        device = opened.device if opened else None
+        if directory or there is None or record.block:
+            return StagingSeen(path=at, bytes_there=there, loops=loops, opened=device)
+        carrier = device.path if device else where
+        try:
+            signature = self._host.probe(carrier)
+        except CommandFailed as error:
+            raise FailedPrecondition(
+                f"volume {record.id}: what is on it cannot be told, and so it is left as it is: {error}"
+            ) from error
+        size, unused = None, opened.fresh if opened else not loops
+        if signature is not None and signature.type == record.filesystem and unused:
+            size = self._host.filesystem_size(carrier, record.filesystem)
+        return StagingSeen(
+            path=at, bytes_there=there, loops=loops, opened=device, signature=signature, filesystem_size=size
+        )
+
+    def at_target(
+        self,
+        pool: Pool,
+        record: VolumeRecord,
+        paths: tuple[str, str],
+        wanted: Publication,
+        known: Mapping[str, Publication],
+    ) -> PublishSeen:
+        """What there is before publishing; *paths* are staging and target, *known* how the volume is published."""
+        staged, target = paths
+        at = self._host.stat(target)
+        devices = self._observer.stack(pool.layout, record.id)
+        if self._observer.is_volume(pool.layout, record.id, target, at):
+            flags = frozenset() if record.block else self._host.mount_flags(target)
+            writable = "ro" not in flags
+            if record.block and at is not None:
+                writable = any(device.device == at.special for device in devices.writable)
+            below = frozenset() if record.block else self._host.mount_flags(staged)
+            return PublishSeen(
+                path=at,
+                ours=True,
+                writable=writable,
+                published_as=known.get(target),
+                flags=flags,
+                staging_flags=below,
+            )
+        others: tuple[str, ...] = ()
+        modes = {one.capability.mode for one in known.values()} | {wanted.capability.mode}
+        exclusive = modes - publishing.SHARED_MODES
+        if exclusive:
+            points = self._observer.mount_points(pool.layout, record.id, devices)
+            others = tuple(point for point in points if point not in (staged, target))
+        return PublishSeen(path=at, devices=devices, others=others, exclusive=bool(exclusive))

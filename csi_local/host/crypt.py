@@ -1,0 +1,222 @@
+"""Encrypted devices: cryptsetup(8) makes and opens them, sysfs tells of them, an ioctl closes them (linux/dm-ioctl.h).
+
+The key goes to cryptsetup on its standard input. How much memory argon2id takes is pinned when a volume is formatted,
+and one device is opened at a time, so that a node that starts many pods needs that memory once.
+"""
+
+import errno
+import os
+import stat
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from csi_local.host import loop
+from csi_local.host.run import find, run
+from csi_local.host.syscalls import failing_as, ioctl, opened
+from csi_local.model.errors import CommandFailed, SyscallFailed
+from csi_local.model.observed import MappedDevice
+from csi_local.model.quantity import KIB, Bytes
+from csi_local.model.secret import Secret
+from csi_local.model.volume import HEADER, Encryption
+
+WRONG_KEY, BUSY = 2, 5
+"""Exit statuses (cryptsetup(8), RETURN CODES)."""
+
+_CONTROL = "/dev/mapper/control"
+_MISC_MAJOR = 10
+_IOCTL = struct.Struct("=3I2IIiIIIQ128s129s7x")
+_REMOVE, _TARGET_VERSION = 0xC138FD04, 0xC138FD11
+_TIMEOUT_S = 110.0
+_ANSWER = 16 * KIB
+_METADATA = 32 * KIB
+"""Two copies of what the header says; the key slots lie behind (LUKS2 On-Disk Format Specification, 2)."""
+_MAGIC = ((0, b"LUKS\xba\xbe"), (_METADATA // 2, b"SKUL\xba\xbe"))
+_PIECE = 1 << 20
+_BUSY_FOR_S, _BUSY_PAUSE_S = 2.0, 0.05
+_opening = threading.Lock()
+
+
+def support() -> str:
+    """Why nothing can be encrypted here; "" where it can. Asking loads the kernel's module."""
+    if find("cryptsetup") is None:
+        return "cryptsetup is not installed: apt-get install cryptsetup-bin"
+    try:
+        _control(_TARGET_VERSION, "crypt", "ask for dm-crypt")
+    except SyscallFailed as error:
+        return f"the kernel has no dm-crypt ({error}): modprobe dm-crypt, or a kernel with CONFIG_DM_CRYPT"
+    return ""
+
+
+def _control(request: int, name: str, what: str) -> None:
+    """An ioctl of device mapper, for a device or a target of that *name*."""
+    _make_control()
+    buffer = bytearray(_ANSWER)
+    _IOCTL.pack_into(buffer, 0, 4, 0, 0, len(buffer), _IOCTL.size, 0, 0, 0, 0, 0, 0, name.encode(), b"")
+    with opened(_CONTROL, os.O_RDWR) as fd:
+        ioctl(fd, request, buffer, what)
+
+
+def _make_control() -> None:
+    """Where there is no udev, nobody else does."""
+    if os.path.exists(_CONTROL):
+        return
+    with open("/proc/misc", encoding="ascii") as file:
+        numbers = [int(number) for number, name in (line.split() for line in file) if name == "device-mapper"]
+    if numbers:
+        with failing_as(f"make {_CONTROL}"):
+            os.makedirs(os.path.dirname(_CONTROL), exist_ok=True)
+            os.mknod(_CONTROL, stat.S_IFCHR | 0o600, os.makedev(_MISC_MAJOR, numbers[0]))
+
+
+# --- making and opening
+
+
+def format_encrypted(device: str, encryption: Encryption, key: Secret) -> None:
+    """See ``host.api.Crypt.format_encrypted``."""
+    argv = ["luksFormat", "--batch-mode", "--type", "luks2", "--uuid", encryption.uuid]
+    argv += ["--cipher", encryption.cipher, "--key-size", str(encryption.key_bits)]
+    argv += ["--sector-size", str(encryption.sector_size), "--offset", str(HEADER // 512)]
+    argv += ["--luks2-metadata-size", str(_METADATA // 2)]
+    _cryptsetup([*argv, *_kdf(encryption), device], key)
+
+
+def _kdf(encryption: Encryption) -> list[str]:
+    """Pinned: by default cryptsetup takes what it finds free at that moment, which a later one may not find."""
+    memory, passes = str(encryption.kdf_memory // KIB), str(encryption.kdf_passes)
+    pinned = ["--pbkdf-memory", memory, "--pbkdf-force-iterations", passes, "--pbkdf-parallel", "1"]
+    return ["--pbkdf", "argon2id", *pinned]
+
+
+def open_encrypted(device: str, name: str, key: Secret, *, discard: bool) -> MappedDevice:
+    """See ``host.api.Crypt.open_encrypted``."""
+    discards = ["--allow-discards"] if discard else []
+    _cryptsetup(["open", "--type", "luks2", *discards, device, name], key)
+    found = next((one for one in all_mapped() if one.name == name), None)
+    if found is None:
+        raise SyscallFailed(f"open {device} as {name}", errno.ENXIO)
+    _make_node(found)
+    return found
+
+
+def close_encrypted(device: MappedDevice) -> None:
+    """See ``host.api.Crypt.close_encrypted``."""
+    deadline = time.monotonic() + _BUSY_FOR_S
+    while any((one.name, one.uuid) == (device.name, device.uuid) for one in all_mapped()):
+        try:
+            _control(_REMOVE, device.name, f"close {device.name}")
+        except SyscallFailed as error:
+            if error.errno == errno.EBUSY and time.monotonic() < deadline:  # udev looks at what has just been made
+                time.sleep(_BUSY_PAUSE_S)
+            elif error.errno != errno.ENXIO:
+                raise
+    with suppress(FileNotFoundError):
+        os.unlink(f"/dev/mapper/{device.name}")
+
+
+def erase_header(path: str) -> None:
+    """See ``host.api.Crypt.erase_header``.
+
+    The key slots first: without them no key opens anything, and while the rest is there, it is seen that this is not
+    done yet.
+    """
+    with opened(path, os.O_RDWR | os.O_NOFOLLOW) as fd, failing_as(f"erase the header of {path}"):
+        if not any(os.pread(fd, len(magic), offset) == magic for offset, magic in _MAGIC):
+            return
+        size = min(os.fstat(fd).st_size, HEADER)
+        for start, end in ((_METADATA, size), (0, _METADATA)):
+            for offset in range(start, end, _PIECE):
+                _write_zeros(fd, offset, min(_PIECE, end - offset))
+            os.fsync(fd)
+
+
+def _write_zeros(fd: int, offset: int, length: int) -> None:
+    """Written, not punched: what was in the blocks is to go.
+
+    A full filesystem has no room for an own copy of what is shared with a snapshot; that goes with the snapshot.
+    """
+    try:
+        os.pwrite(fd, bytes(length), offset)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+
+
+def resize_encrypted(device: MappedDevice, key: Secret) -> Bytes:
+    """See ``host.api.Crypt.resize_encrypted``."""
+    _cryptsetup(["resize", device.name], key)
+    return loop.device_size(device.path)
+
+
+def _cryptsetup(words: Sequence[str], key: Secret) -> None:
+    """Run it alone; a *key* that ends with a newline has that newline in it."""
+    verb, *rest = words
+    with _opening:
+        try:
+            run(["cryptsetup", verb, "--key-file=-", *rest], timeout_s=_TIMEOUT_S, secret=key)
+        except CommandFailed as error:
+            if error.status == BUSY:
+                raise SyscallFailed(str(error), errno.EBUSY) from error
+            raise
+
+
+# --- seeing
+
+
+def all_mapped() -> Sequence[MappedDevice]:
+    """See ``host.api.Crypt.all_mapped``."""
+    names = [name for name in os.listdir("/sys/block") if name.startswith("dm-")]
+    return [found for name in names if (found := _mapped(name)) is not None]
+
+
+def mapped_over(device: int) -> Sequence[MappedDevice]:
+    """See ``host.api.Crypt.mapped_over``."""
+    holders = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/holders"
+    try:
+        names = os.listdir(holders)
+    except OSError:
+        return []
+    return [found for name in names if (found := _mapped(name)) is not None]
+
+
+def _mapped(name: str) -> MappedDevice | None:
+    """What sysfs says of a device; None where it is none of device mapper's, or went meanwhile."""
+    top = f"/sys/block/{name}"
+    try:
+        return MappedDevice(
+            path=f"/dev/{name}",
+            device=_number(f"{top}/dev"),
+            read_only=_text(f"{top}/ro") == "1",
+            name=_text(f"{top}/dm/name"),
+            uuid=_text(f"{top}/dm/uuid"),
+            below=tuple(_below(f"{top}/slaves")),
+        )
+    except OSError:
+        return None
+
+
+def _below(slaves: str) -> Iterator[int]:
+    for name in os.listdir(slaves):
+        yield _number(f"{slaves}/{name}/dev")
+
+
+def _text(path: str) -> str:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read().strip()
+
+
+def _number(path: str) -> int:
+    major, _, minor = _text(path).partition(":")
+    return os.makedev(int(major), int(minor))
+
+
+def _make_node(device: MappedDevice) -> None:
+    """Where there is no udev, a container has only the nodes that it was started with."""
+    with suppress(FileNotFoundError):
+        if os.stat(device.path).st_rdev == device.device:
+            return
+        os.unlink(device.path)
+    with failing_as(f"make {device.path}"):
+        os.mknod(device.path, stat.S_IFBLK | 0o660, device.device)

@@ -1,0 +1,304 @@
+"""Encrypted volumes in the hands of a CO: LUKS2 through the kernel's own dm-crypt."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import observe
+from tests.client import Code, Mode, refused
+from tests.driver import serving
+from tests.observe import KIB, MIB
+from tests.rules.kinds import LUKS_BLOCK, LUKS_BTRFS, LUKS_EXT4, LUKS_XFS, Kind, fresh_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.client import Volume
+    from tests.driver import Driver
+
+pytestmark = [pytest.mark.uml, pytest.mark.usefixtures("nothing_left")]
+
+KEY = "correct horse battery staple"
+HEADER = 16 * MIB
+SECRETS = {"encryptionKey": KEY}
+DATA = b"what nobody else may read, " * 4096
+PROGRAM = """#!/bin/sh
+question=$(cat)
+echo "$question" >>{folder}/questions
+case $question in
+    *'"keyName": "none"'*) echo "no such key" >&2; exit 2 ;;
+    *'"keyName": "down"'*) echo "the vault is sealed" >&2; exit 1 ;;
+    *'"keyName": "empty"'*) exit 0 ;;
+esac
+echo "{key}"
+"""
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make key files and a key program."""
+    folder = tmp_path_factory.mktemp("keys")
+    (folder / "fast.key").write_text(f"{KEY}\n")
+    (folder / "empty.key").write_text("\n")
+    (folder / "out").symlink_to("/etc/hostname")
+    program = folder / "key-program"
+    program.write_text(PROGRAM.format(folder=folder, key=KEY))
+    program.chmod(0o700)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def running(keys: Path) -> Iterator[Driver]:
+    """Serve a pool."""
+    args = ["--key-dir", str(keys), "--key-program", str(keys / "key-program"), "--log-level", "debug"]
+    with serving("image:{root}/pool.img,size=2Gi,allocation=thin", args=args) as driver:
+        yield driver
+
+
+@pytest.fixture
+def driver(running: Driver) -> Driver:
+    """Give the driver, which is sent the right key unless a test says otherwise."""
+    running.secrets = SECRETS
+    return running
+
+
+def carrier(driver: Driver, volume: Volume) -> Path:
+    """Return the open device of a volume."""
+    loops = [device for device, file in observe.loops().items() if file == str(driver.backing_file(volume))]
+    (device,) = [device for device, below in observe.mapped().items() if below in loops]
+    return Path(device)
+
+
+def header_of(driver: Driver, volume: Volume) -> bytes:
+    """Return what is in front of a volume's data."""
+    with driver.backing_file(volume).open("rb") as image:
+        return image.read(HEADER)
+
+
+def open_by_hand(path: Path, name: str) -> None:
+    """Do what a person would."""
+    argv = ["cryptsetup", "open", "--key-file=-", str(path), name]
+    subprocess.run(argv, input=KEY.encode(), check=True, env={**os.environ, "DM_DISABLE_UDEV": "1"})
+
+
+@contextmanager
+def opened_by_hand(path: Path, name: str) -> Iterator[None]:
+    """Open it for a while."""
+    open_by_hand(path, name)
+    try:
+        yield
+    finally:
+        subprocess.run(["dmsetup", "remove", name], check=True)  # noqa: S607
+
+
+@pytest.mark.parametrize("kind", [LUKS_EXT4, LUKS_XFS, LUKS_BTRFS, LUKS_BLOCK], ids=str)
+def test_a_life(driver: Driver, kind: Kind) -> None:
+    """Opening takes the time here, so that much is looked at on one volume."""
+    volume = kind.create(driver, mode=Mode.SINGLE_NODE_MULTI_WRITER)
+    image = driver.backing_file(volume)
+    assert (volume.size, image.stat().st_size) == (kind.size, kind.size + HEADER)
+    target = driver.attach(volume)
+    observe.put(target, DATA)
+    device = carrier(driver, volume)
+    assert observe.device_size(device) == kind.size
+    assert observe.mapper_name(str(device)) == f"csi-local-{volume.id}"
+    header = header_of(driver, volume)
+    driver.detach(volume)
+    assert not driver.standing()
+    assert observe.allocated(image) >= kind.size + HEADER
+    assert not holds(image, DATA[:64])
+
+    with refused(Code.UNAUTHENTICATED):
+        driver.stage(volume, secrets={"encryptionKey": "wrong"})
+    with refused(Code.UNAUTHENTICATED):  # as after a reboot: it would be staged again
+        driver.publish(volume, secrets={})
+    assert not driver.standing()
+    driver.stage(volume, secrets={"encryptionKey": f"{KEY}\n"})  # what an editor puts there is no part of the key
+    assert header_of(driver, volume) == header, "it was formatted again"
+
+    driver.secrets = {}  # what is staged needs none to be published
+    target = driver.publish(volume, "read-only", readonly=True)
+    assert observe.get(target, len(DATA)) == DATA
+    with pytest.raises(OSError, match=r"Read-only|not permitted"):
+        observe.put(target, b"x")
+    driver.unpublish(volume, "read-only")
+    assert len(observe.belongings(driver.root).loops) == 2, "the pool's, and the volume's"
+    assert observe.get(driver.publish(volume), len(DATA)) == DATA
+
+
+@pytest.mark.parametrize("secrets", [{}, {"encryptionKey": ""}, {"encryptionKey": "\n"}, {"key": KEY}], ids=repr)
+def test_without_a_key_nothing_is_formatted(driver: Driver, secrets: dict[str, str]) -> None:
+    volume = LUKS_EXT4.create(driver)
+    with refused(Code.UNAUTHENTICATED) as refusal:
+        driver.stage(volume, secrets=secrets)
+    assert "encryptionKey" in refusal.message
+    assert observe.nonzero(driver.backing_file(volume)) is None
+    assert not driver.standing()
+
+
+def test_a_key_in_a_file_of_the_node(driver: Driver) -> None:
+    driver.secrets = {}
+    volume = LUKS_EXT4.create(driver, params={"keyProvider": "file", "keyName": "fast.key"})
+    observe.put(driver.attach(volume), DATA)
+
+
+def test_a_key_that_a_program_prints(driver: Driver, keys: Path) -> None:
+    driver.secrets = {}
+    params = {"keyProvider": "exec", "keyName": "team-a", "csi.storage.k8s.io/pvc/name": "data"}
+    volume = LUKS_EXT4.create(driver, params=params)
+    driver.attach(volume)
+    assert driver.expand(volume, 2 * LUKS_EXT4.size) == 2 * LUKS_EXT4.size
+    assert observe.device_size(carrier(driver, volume)) == 2 * LUKS_EXT4.size
+    asked = {"version": 1, "volume": volume.id, "name": volume.id, "keyName": "team-a"}
+    labels = {"csi.storage.k8s.io/pvc/name": "data"}
+    lines = (keys / "questions").read_text().splitlines()[-2:]
+    assert [json.loads(line) for line in lines] == [
+        {**asked, "action": action, "labels": labels} for action in ("open", "grow")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("provider", "name", "code", "says"),
+    [
+        ("file", "none.key", Code.UNAUTHENTICATED, "cannot be read"),
+        ("file", "empty.key", Code.UNAUTHENTICATED, "is empty"),
+        ("file", "out", Code.FAILED_PRECONDITION, "a link out of there"),
+        ("exec", "none", Code.UNAUTHENTICATED, "no such key"),
+        ("exec", "down", Code.UNAVAILABLE, "the vault is sealed"),
+        ("exec", "empty", Code.UNAUTHENTICATED, "is empty"),
+    ],
+)
+def test_a_node_without_the_key(driver: Driver, provider: str, name: str, code: Code, says: str) -> None:
+    volume = LUKS_EXT4.create(driver, params={"keyProvider": provider, "keyName": name})
+    with refused(code) as refusal:
+        driver.stage(volume)
+    assert says in refusal.message
+    assert observe.nonzero(driver.backing_file(volume)) is None
+    assert not driver.standing()
+
+
+def test_what_somebody_else_has_opened(driver: Driver) -> None:
+    volume, other = LUKS_EXT4.create(driver), LUKS_EXT4.create(driver)
+    driver.stage(volume)
+    driver.unstage(volume)
+    with opened_by_hand(driver.backing_file(volume), "by-hand"):
+        with refused(Code.FAILED_PRECONDITION) as refusal:
+            driver.stage(volume)
+        assert "is open as by-hand" in refusal.message
+        with refused(Code.FAILED_PRECONDITION):
+            driver.delete(volume)
+    with opened_by_hand(driver.backing_file(volume), f"csi-local-{other.id}"):
+        with refused(Code.FAILED_PRECONDITION) as refusal:
+            driver.stage(other)
+        assert f"has the name csi-local-{other.id}" in refusal.message
+    assert not driver.standing()
+
+
+def test_open_and_not_mounted(driver: Driver) -> None:
+    """What a driver leaves that died before it mounted; the next staging takes it, unstaging closes it."""
+    volume = LUKS_EXT4.create(driver)
+    observe.put(driver.attach(volume), DATA)
+    driver.detach(volume)
+    image, name = driver.backing_file(volume), f"csi-local-{volume.id}"
+    open_by_hand(image, name)
+    driver.unstage(volume)
+    assert not driver.standing()
+    open_by_hand(image, name)
+    driver.attach(volume)
+    driver.detach(volume)
+    assert not driver.standing()
+
+    # As when a disk was pulled and is back: the device is over what was, and nobody uses it.
+    open_by_hand(image, name)
+    os.sync()
+    copy = image.with_name("copy")
+    subprocess.run(["cp", "--sparse=always", str(image), str(copy)], check=True)  # noqa: S607
+    copy.rename(image)
+    assert observe.get(driver.attach(volume), len(DATA)) == DATA
+
+
+def test_discard_is_a_choice(driver: Driver) -> None:
+    for choice, given_back in (("no", False), ("yes", True)):
+        params = {"allocation": "thin", "encryptionDiscard": choice}
+        volume = LUKS_EXT4.create(driver, params=params)
+        target = driver.attach(volume)
+        observe.put(target, os.urandom(16 * MIB))
+        full = observe.allocated(driver.backing_file(volume))
+        (target / "data").unlink()
+        os.sync()
+        subprocess.run(["fstrim", str(target)], check=given_back, capture_output=True)  # noqa: S607
+        assert (observe.allocated(driver.backing_file(volume)) < full - 8 * MIB) == given_back
+
+
+# --- the key is nowhere
+
+
+@contextmanager
+def watching(needle: bytes) -> Iterator[set[str]]:
+    """Look for it in the command line and environment of every process, again and again."""
+    found: set[str] = set()
+    done = threading.Event()
+
+    def look() -> None:
+        own = os.getpid()
+        while not done.is_set():
+            for process in Path("/proc").glob("[0-9]*"):
+                for name in ("cmdline", "environ"):
+                    with suppress(OSError):
+                        if int(process.name) != own and needle in (process / name).read_bytes():
+                            found.add(f"{name} of {(process / 'comm').read_text().strip()}")
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield found
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_the_key_is_nowhere(driver: Driver) -> None:
+    marker = "hunter2-MARKER-of-a-key"
+    driver.secrets = {"encryptionKey": marker}
+    kind = replace(LUKS_EXT4, size=32 * MIB)
+    with watching(marker.encode()) as seen:
+        volume = kind.create(driver, name=fresh_name(), secrets=driver.secrets)
+        driver.attach(volume)
+        driver.expand(volume, 48 * MIB)
+        driver.detach(volume)
+        with refused(Code.UNAUTHENTICATED):
+            driver.stage(volume, secrets={"encryptionKey": f"{marker}-wrong"})
+        driver.stage(volume)
+    assert not seen
+    assert volume.id in driver.output()
+    for path in (driver.log, *driver.volume_dir(volume).iterdir()):
+        assert not holds(path, marker.encode()), path
+    (root,) = driver.pool_roots()
+    os.sync()
+    assert not holds(driver.root / "pool.img", marker.encode()), f"somewhere in {root}"
+
+
+def holds(path: Path, needle: bytes) -> bool:
+    """Whether the bytes stand anywhere in a file; its holes are skipped."""
+    with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        offset = 0
+        while offset < end:
+            try:
+                offset = os.lseek(file.fileno(), offset, os.SEEK_DATA)
+            except OSError:
+                return False
+            data = os.pread(file.fileno(), 4 * MIB + KIB, offset)
+            if needle in data:
+                return True
+            offset += 4 * MIB
+    return False

@@ -1,0 +1,386 @@
+"""Encrypted volumes over a machine in memory: one header, made once, and opened by its key alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pickle
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from csi_local.engine.keys import MAX_KEY
+from csi_local.model.errors import (
+    AlreadyExists,
+    Busy,
+    DriverError,
+    FailedPrecondition,
+    InvalidArgument,
+    ResourceExhausted,
+    Unauthenticated,
+    Unavailable,
+)
+from csi_local.model.observed import FileInfo, FileKind, LoopDevice, MappedDevice, Signature
+from csi_local.model.operations import CloseEncrypted, FormatEncrypted, OpenEncrypted, WriteRecord
+from csi_local.model.quantity import MIB, Bytes
+from csi_local.model.secret import Secret
+from csi_local.model.snapshot import ContentSource, GroupRequest, SnapshotRequest, SourceKind
+from csi_local.model.volume import (
+    HEADER,
+    BackendKind,
+    Cipher,
+    Encryption,
+    FormatState,
+    VolumeId,
+    VolumeRecord,
+)
+from csi_local.plan.opening import LayerSeen, open_layer, opened
+from csi_local.store.layout import Layout
+from tests.unit.rig import PATIENCE_S, Rig, capability, key, request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FS_TYPE = "csi.storage.k8s.io/fstype"
+LUKS = {"encryption": "luks2", FS_TYPE: "ext4"}
+SIZE = 64 * MIB
+STAGING = "/kubelet/staging"
+
+
+class TestSecret:
+    def test_it_is_shown_nowhere(self) -> None:
+        secret = Secret(b"hunter2")
+        shown = (repr(secret), str(secret), f"{secret}", f"{secret:>20}", "%s %r" % (secret, secret), repr([secret]))  # noqa: UP031
+        assert not [text for text in shown if "hunter2" in text]
+        with pytest.raises(TypeError):
+            pickle.dumps(secret)
+
+    def test_it_is_gone_afterwards(self) -> None:
+        with Secret(b"hunter2") as secret:
+            data = secret._data
+            assert secret.reveal() == b"hunter2"
+        assert (bytes(data), secret.reveal(), len(secret)) == (b"", b"", 0)
+
+
+# --- the plan
+
+IMAGE = FileInfo(
+    kind=FileKind.FILE, size=SIZE + HEADER, allocated=SIZE + HEADER, device=1, inode=2, special=0, mount_root=False,
+    gid=0, mode=0o600,
+)  # fmt: skip
+OLD, NEW, OTHER = "aaaa-old", "bbbb-new", "cccc-other"
+LOOP = LoopDevice(path="/dev/loop1", device=1793, backing=(1, 2), read_only=False, autoclear=True)
+OPEN = MappedDevice(
+    path="/dev/dm-0", device=64768, read_only=False, name="csi-local-v", uuid="CRYPT-LUKS2-aaaaold-csi-local-v",
+    below=(1793,),
+)  # fmt: skip
+BY_HAND = replace(OPEN, name="by-hand", uuid="CRYPT-LUKS2-aaaaold-by-hand")
+ANOTHERS = replace(OPEN, uuid="CRYPT-LUKS2-ccccother-csi-local-v", below=(1794,))
+STALE = replace(OPEN, below=())
+
+
+def volume(state: FormatState) -> tuple[VolumeRecord, Encryption]:
+    """Return a record, and how it is encrypted."""
+    how = Encryption(state=state, uuid="" if state is FormatState.UNFORMATTED else OLD)
+    record = VolumeRecord(id=VolumeId("v"), name="v", size=Bytes(SIZE), backend=BackendKind.LOOPFILE, encryption=how)
+    return record, how
+
+
+def everything_seen() -> Iterator[LayerSeen]:
+    """Yield every combination of what can be observed."""
+    signatures = [None, *(Signature(type=t, uuid=u) for t in ("crypto_LUKS", "ext4") for u in (OLD, NEW, OTHER, ""))]
+    overs = ((), (OPEN,), (BY_HAND,), (OPEN, BY_HAND))
+    names = (None, OPEN, ANOTHERS, STALE)
+    images = (None, IMAGE, replace(IMAGE, size=SIZE), replace(IMAGE, kind=FileKind.DIRECTORY))
+    for there, loops, over, named, signature in itertools.product(images, ((), (LOOP,)), overs, names, signatures):
+        yield LayerSeen(bytes_there=there, loops=loops, over=over, named=named, signature=signature)
+
+
+@pytest.mark.parametrize("state", [FormatState.UNFORMATTED, FormatState.FORMATTING, FormatState.FORMATTED])
+def test_a_header_is_made_once(state: FormatState) -> None:
+    record, how = volume(state)
+    planned = 0
+    for seen in everything_seen():
+        try:
+            operations = open_layer(record, how, Layout("/pool"), seen, NEW)
+        except DriverError:
+            continue
+        planned += 1
+        formats = [one for one in operations if isinstance(one, FormatEncrypted)]
+        assert bool(formats) == (state is not FormatState.FORMATTED)
+        assert seen.bytes_there == IMAGE
+        assert seen.named in (None, OPEN, STALE)
+        if not formats:
+            assert seen.signature == Signature(type="crypto_LUKS", uuid=OLD)
+            continue
+        written = [one.record.encryption for one in operations if isinstance(one, WriteRecord)]
+        uuid = NEW if state is FormatState.UNFORMATTED else OLD
+        assert [(one.state, one.uuid) for one in written if one][-1] == (FormatState.FORMATTED, uuid)
+        if state is FormatState.UNFORMATTED:
+            assert [one.state for one in written if one] == [FormatState.FORMATTING, FormatState.FORMATTED]
+            assert isinstance(operations[0] if not seen.named else operations[1], WriteRecord)
+        assert seen.signature is None or (state is FormatState.FORMATTING and seen.signature.uuid == OLD)
+        assert isinstance(operations[-1], OpenEncrypted)
+    assert planned
+
+
+def test_whose_device_it_is() -> None:
+    record, how = volume(FormatState.FORMATTED)
+    assert opened(record, how, LayerSeen()) is None
+    assert opened(record, how, LayerSeen(over=(OPEN,), named=OPEN)) == OPEN
+    assert opened(record, how, LayerSeen(named=STALE)) is None
+    with pytest.raises(FailedPrecondition, match="is open as by-hand"):
+        opened(record, how, LayerSeen(over=(BY_HAND,)))
+    with pytest.raises(FailedPrecondition, match="has the name csi-local-v"):
+        opened(record, how, LayerSeen(named=ANOTHERS))
+
+
+def test_a_stale_one_is_closed_first() -> None:
+    record, how = volume(FormatState.FORMATTED)
+    header = Signature(type="crypto_LUKS", uuid=OLD)
+    seen = LayerSeen(bytes_there=IMAGE, named=STALE, signature=header)
+    assert open_layer(record, how, Layout("/pool"), seen, NEW)[0] == CloseEncrypted(opened=STALE)
+
+
+def test_cryptsetup_of_a_dead_driver_is_waited_for() -> None:
+    record, how = volume(FormatState.FORMATTING)
+    with pytest.raises(Busy, match="still being formatted"):
+        open_layer(record, how, Layout("/pool"), LayerSeen(bytes_there=IMAGE, loops=(LOOP,)), NEW)
+
+
+# --- the engine
+
+
+@pytest.fixture
+def rig() -> Rig:
+    """Start a driver."""
+    rig = Rig("loops=image:/pools/loops.img,size=4Gi")
+    rig.start()
+    rig.host.make_dirs("/keys")
+    return rig
+
+
+def create(rig: Rig, name: str = "data", parameters: dict[str, str] | None = None, **options: bool) -> VolumeRecord:
+    """Make a volume."""
+    view = rig.volumes.create(request(name, SIZE, parameters or LUKS, **options), PATIENCE_S)
+    assert view.record is not None
+    return view.record
+
+
+def stage(rig: Rig, name: str = "data", given: Secret | None = None) -> str:
+    """Stage it, and return where."""
+    path = f"{STAGING}-{name}"
+    rig.host.make_dirs(path)
+    rig.publisher.stage(name, path, capability(), PATIENCE_S, given)
+    return path
+
+
+def test_the_user_gets_what_was_asked_for(rig: Rig) -> None:
+    record = create(rig)
+    image = rig.host.stat(rig.pool_of("data").layout.image(record.id))
+    assert image is not None
+    assert (record.size, image.size, image.allocated) == (SIZE, SIZE + HEADER, SIZE + HEADER)
+    path = stage(rig, given=key())
+    assert rig.host.walk(path, "test").mount.filesystem.grown == SIZE
+
+
+@pytest.mark.parametrize("given", [None, "", "\n", "x" * (MAX_KEY + 1)])
+def test_no_key_nothing_done(rig: Rig, given: str | None) -> None:
+    before = create(rig)
+    with pytest.raises(Unauthenticated):
+        stage(rig, given=None if given is None else key(given))
+    assert rig.volumes.get("data").record == before
+    assert len(rig.host.attached) == 1
+    assert rig.host.stat(f"{STAGING}-data") is not None
+
+
+def test_the_wrong_key(rig: Rig) -> None:
+    create(rig)
+    path = stage(rig, given=key())
+    rig.host.replace_file(f"{path}/marker", b"data")
+    rig.publisher.unstage("data", path, PATIENCE_S)
+    before = rig.volumes.get("data").record
+    with pytest.raises(Unauthenticated, match="not its key; nothing has been changed"):
+        stage(rig, given=key("wrong"))
+    assert (rig.volumes.get("data").record, rig.host.mapped, len(rig.host.attached)) == (before, {}, 1)
+    assert rig.host.read_file(f"{stage(rig, given=key())}/marker") == b"data"
+
+
+def test_what_is_refused_later_leaves_nothing_open(rig: Rig) -> None:
+    create(rig)
+    path = stage(rig, given=key())
+    rig.publisher.unstage("data", path, PATIENCE_S)
+    image = rig.host.walk(rig.pool_of("data").layout.image(VolumeId("data")), "test").node
+    assert image.luks is not None
+    image.luks.inside.held = None
+    with pytest.raises(FailedPrecondition, match="nothing is found on it now"):
+        stage(rig, given=key())
+    assert not rig.host.mapped
+
+
+def test_growing_takes_the_key(rig: Rig) -> None:
+    create(rig)
+    path = stage(rig, given=key())
+    larger = request("data", 2 * SIZE, {}).capacity
+    rig.sizes.expand("data", larger, None, PATIENCE_S)
+    for wrong in (None, key("wrong")):
+        with pytest.raises(Unauthenticated):
+            rig.sizes.expand_on_node("data", path, larger, None, PATIENCE_S, wrong)
+        assert rig.host.walk(path, "test").mount.filesystem.grown == SIZE
+    rig.sizes.expand_on_node("data", path, larger, None, PATIENCE_S, key())
+    assert rig.host.walk(path, "test").mount.filesystem.grown == 2 * SIZE
+    rig.sizes.expand_on_node("data", path, larger, None, PATIENCE_S)  # again, when nothing is left to do
+
+
+def test_a_node_without_dm_crypt(rig: Rig) -> None:
+    create(rig)
+    rig.host.no_encryption = "the kernel has no dm-crypt"
+    rig.crash()
+    with pytest.raises(ResourceExhausted, match="cannot encrypt: the kernel has no dm-crypt"):
+        create(rig, "other")
+    with pytest.raises(FailedPrecondition, match="the kernel has no dm-crypt"):
+        stage(rig, given=key())
+    assert rig.volumes.capacity(request("", 0, LUKS)).available == 0
+
+
+def test_a_directory_cannot_be_encrypted(rig: Rig) -> None:
+    with pytest.raises(InvalidArgument, match="use backend: loopfile"):
+        create(rig, parameters={"backend": "directory", "encryption": "luks2"})
+
+
+# --- copies
+
+
+def copy(rig: Rig, name: str, source: str, parameters: dict[str, str]) -> VolumeRecord:
+    """Make a volume from a snapshot."""
+    asked = request(name, SIZE, parameters)
+    asked = replace(asked, source=ContentSource(kind=SourceKind.SNAPSHOT, id=source))
+    record = rig.volumes.create(asked, PATIENCE_S).record
+    assert record is not None
+    return record
+
+
+def test_a_copy_has_the_key_of_its_source(rig: Rig) -> None:
+    create(rig)
+    path = stage(rig, given=key())
+    rig.host.replace_file(f"{path}/marker", b"data")
+    rig.snapshots.create(SnapshotRequest(name="daily", source="data"), PATIENCE_S)
+    copied = copy(rig, "restored", "daily", {**LUKS, "keyProvider": "exec"})
+    assert copied.encryption is not None
+    assert (copied.encryption.state, copied.encryption.provider) == (FormatState.FORMATTED, "exec")
+    rig.host.key_programs["/key-program"] = lambda _question: (0, b"wrong\n", "")
+    with pytest.raises(Unauthenticated):
+        stage(rig, "restored")
+    rig.host.key_programs["/key-program"] = lambda _question: (0, b"correct horse\n", "")
+    assert rig.host.read_file(f"{stage(rig, 'restored')}/marker") == b"data"
+    assert len(rig.host.mapped) == 2
+
+
+def test_neither_becomes_the_other(rig: Rig) -> None:
+    create(rig)
+    create(rig, "plain", {FS_TYPE: "ext4"})
+    for name in ("data", "plain"):
+        rig.snapshots.create(SnapshotRequest(name=f"of-{name}", source=name), PATIENCE_S)
+    with pytest.raises(InvalidArgument, match="the source is encrypted"):
+        copy(rig, "a", "of-data", {FS_TYPE: "ext4"})
+    with pytest.raises(InvalidArgument, match="the source is not encrypted"):
+        copy(rig, "b", "of-plain", LUKS)
+    with pytest.raises(InvalidArgument, match="the source is encrypted with cipher"):
+        copy(rig, "c", "of-data", {**LUKS, "cipher": Cipher.ADIANTUM})
+
+
+def test_another_encryption_is_another_volume(rig: Rig) -> None:
+    create(rig)
+    with pytest.raises(AlreadyExists):
+        create(rig, parameters={**LUKS, "encryptionDiscard": "yes"})
+
+
+# --- the end
+
+
+def headers(rig: Rig) -> int:
+    """Count the headers there are anywhere in the pool."""
+    (pool,) = rig.pools.all()
+    root = rig.host.walk(pool.root, "test").node
+    return sum(node.luks is not None for node in root.below())
+
+
+def test_every_header_is_erased(rig: Rig) -> None:
+    for name in ("data", "logs"):
+        create(rig, name)
+        rig.publisher.unstage(name, stage(rig, name, key()), PATIENCE_S)
+    rig.snapshots.create(SnapshotRequest(name="daily", source="data"), PATIENCE_S)
+    rig.groups.create(GroupRequest(name="both", sources=("data", "logs")), PATIENCE_S)
+    assert headers(rig) == 5
+    ends: list[tuple[int, Callable[[], None]]] = [
+        (4, partial(rig.volumes.delete, "data", PATIENCE_S)),
+        (3, partial(rig.snapshots.delete, "daily", PATIENCE_S)),
+        (1, partial(rig.groups.delete, "both", (), PATIENCE_S)),
+        (0, partial(rig.volumes.delete, "logs", PATIENCE_S)),
+    ]
+    for left, end in ends:
+        end()
+        assert headers(rig) == left, "it is erased before the answer, not when its blocks are freed"
+    rig.sweeper.drain()
+
+
+def test_what_was_cut_short_is_erased_before_it_is_removed(rig: Rig) -> None:
+    create(rig)
+    rig.publisher.unstage("data", stage(rig, given=key()), PATIENCE_S)
+    rig.die_at_point(2)
+    assert not rig.acknowledged(lambda: rig.volumes.delete("data", PATIENCE_S))
+    assert headers(rig) == 1
+    before = rig.host.counts["erase_header"]
+    rig.sweeper.drain()
+    assert (headers(rig), rig.host.counts["erase_header"]) == (0, before + 1)
+
+
+# --- who has the key
+
+
+def test_a_file(rig: Rig) -> None:
+    create(rig, parameters={**LUKS, "keyProvider": "file", "keyName": "fast.key"})
+    with pytest.raises(Unauthenticated, match=r"/keys/fast\.key"):
+        stage(rig)
+    rig.host.replace_file("/keys/fast.key", b"correct horse\n")
+    rig.publisher.unstage("data", stage(rig), PATIENCE_S)
+    rig.host.make_link("/keys/2.key", "/keys/fast.key")  # as in a mounted Secret
+    create(rig, "linked", {**LUKS, "keyProvider": "file", "keyName": "2.key"})
+    stage(rig, "linked")
+
+
+def test_a_program(rig: Rig) -> None:
+    asked: list[bytes] = []
+
+    def answer(question: bytes) -> tuple[int, bytes, str]:
+        asked.append(question)
+        return 0, b"correct horse\n", ""
+
+    create(rig, parameters={**LUKS, "keyProvider": "exec", "keyName": "team-a"})
+    with pytest.raises(Unavailable, match="gives no answer"):
+        stage(rig)
+    rig.host.key_programs["/key-program"] = answer
+    path = stage(rig)
+    larger = request("data", 2 * SIZE, {}).capacity
+    rig.sizes.expand("data", larger, None, PATIENCE_S)
+    rig.sizes.expand_on_node("data", path, larger, None, PATIENCE_S)
+    expected = {"version": 1, "volume": "data", "name": "data", "keyName": "team-a", "labels": {}}
+    assert [json.loads(one) for one in asked] == [{**expected, "action": action} for action in ("open", "grow")]
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "says"),
+    [
+        (2, Unauthenticated, "no key for it: denied"),
+        (1, Unavailable, "status 1: denied"),
+        (0, Unauthenticated, "empty"),
+    ],
+)
+def test_a_program_that_gives_none(rig: Rig, status: int, kind: type[DriverError], says: str) -> None:
+    create(rig, parameters={**LUKS, "keyProvider": "exec"})
+    rig.host.key_programs["/key-program"] = lambda _question: (status, b"" if not status else b"hunter2", "denied")
+    with pytest.raises(kind, match=says) as caught:
+        stage(rig)
+    assert "hunter2" not in str(caught.value)
