@@ -127,7 +127,7 @@ def node(config: Config) -> None:
             ready["registration"] = lambda: registration.problem
         told = metrics.operation if metrics else unobserved
         point = crash_point(config.crash_point)
-        part = ClusterPart(config, engine.pools, (engine.volumes, engine.sizes), told, point)
+        part = ClusterPart(config, engine, told, point)
         part.start()
         stack.callback(part.stop)
         if metrics is not None:
@@ -156,7 +156,11 @@ def controller(config: Config) -> None:
         stack.callback(view.stop)
         metrics = _metrics(config)
         _serve_pages(config, metrics, view.alive, view.synced, stack)
-        services = (Identity(view), Controller(view.engine, view.engine))
+        services = (
+            Identity(view, groups=True),
+            Controller(view.volumes, view.volumes, view.snapshots, get_snapshot=config.get_snapshot),
+            GroupController(view.groups),
+        )
         observe = metrics.rpc if metrics else unobserved
         server = Server(config.endpoint, services, observe, workers=_CONTROLLER_WORKERS)
         view.wait()

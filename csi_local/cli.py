@@ -54,7 +54,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = _command(commands, "serve", "serve CSI on a unix socket and do all volume work itself", _serve)
     serve.add_argument("--node-id", help="this node's name (the host's name)")
-    serve.add_argument("--get-snapshot", choices=("yes", "no"), help="offer GetSnapshot, an alpha feature of CSI (no)")
     node = _command(commands, "node", "serve a Kubernetes node's kubelet, and do what the controller asks of it", _node)
     node.add_argument("--node-id", help="the Kubernetes node's name ($NODE_NAME)")
     node.add_argument(
@@ -72,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     controller.set_defaults(run=_controller)
     _in_kubernetes(controller)
     _serving(controller)
+    for server in (serve, controller):
+        server.add_argument(
+            "--get-snapshot", choices=("yes", "no"), help="offer GetSnapshot, an alpha feature of CSI (no)"
+        )
     for server in (serve, node):
         _keys(server)
         server.add_argument("--max-volumes", help=f"volumes staged at once; 0: no limit ({config.DEFAULT_MAX_VOLUMES})")

@@ -4,24 +4,35 @@ Loaded by them alone: a driver that is on its own needs no HTTP client in its me
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 from csi_local.config import Config
-from csi_local.engine.api import SizeEngine, VolumeEngine
+from csi_local.engine.api import GroupEngine, SizeEngine, SnapshotEngine, VolumeEngine
+from csi_local.engine.copies import Copies
 from csi_local.engine.pools import Pools
-from csi_local.engine.survey import Survey
+from csi_local.engine.sources import snapshot_of
+from csi_local.engine.survey import Survey, Surveyed, seen
 from csi_local.kube import resources
-from csi_local.kube.agent import Agent, Told
+from csi_local.kube.agent import WORKERS, Agent, Told
 from csi_local.kube.api import Api
 from csi_local.kube.cache import Cache
+from csi_local.kube.desired import Desired
 from csi_local.kube.events import Events
+from csi_local.kube.group_kind import GroupKind
+from csi_local.kube.kind import Kind, V
 from csi_local.kube.nodes import Nodes
 from csi_local.kube.pools import LEASE_S, POOLS_PAUSE_S, POOLS_S, Beat, NodeLease, PoolReports
 from csi_local.kube.remote import Remote
+from csi_local.kube.remote_groups import RemoteGroups
+from csi_local.kube.remote_snapshots import RemoteSnapshots
+from csi_local.kube.snapshot_kind import SnapshotKind
+from csi_local.kube.volume_kind import VolumeKind
 from csi_local.model.errors import InvalidArgument
 
 _log = logging.getLogger(__name__)
 _TELL_S = 10.0
+_SNAPSHOT_WORKERS, _GROUP_WORKERS = 4, 2
 
 Check = Callable[[], str]
 """Says what is wrong, or "" where nothing is."""
@@ -47,11 +58,19 @@ class ClusterView:
             raise InvalidArgument("nothing says how to reach the Kubernetes API")
         self.server = config.credentials.server
         api = self._api = Api(config.credentials)
-        volumes = Cache(api, resources.VOLUMES)
         pools = Cache(api, resources.POOLS)
         leases = Cache(api, resources.leases(config.namespace), selector=resources.NODE_LABEL)
-        self._caches = {"volumes": volumes, "pools": pools, "leases": leases}
-        self.engine = Remote(api, volumes, Nodes(leases, pools))
+        self._caches = {"pools": pools, "leases": leases}
+        nodes = Nodes(leases, pools)
+        volumes = self._desired(resources.VOLUMES, nodes, "volume")
+        groups = self._desired(resources.GROUPS, nodes, "group")
+        self.groups = RemoteGroups(groups, volumes)
+        self.snapshots = RemoteSnapshots(self._desired(resources.SNAPSHOTS, nodes, "snapshot"), groups, volumes)
+        self.volumes = Remote(volumes, self.snapshots.origin)
+
+    def _desired(self, collection: str, nodes: Nodes, noun: str) -> Desired:
+        cache = self._caches[f"{noun}s"] = Cache(self._api, collection)
+        return Desired(self._api, collection, cache, nodes, noun=noun)
 
     @property
     def ready(self) -> bool:
@@ -86,49 +105,98 @@ class ClusterView:
         self._api.close()
 
 
-class ClusterPart:
-    """What makes a node a part of the cluster: its agent, its LocalPools, its Lease."""
+class NodeEngine(Protocol):
+    """The use cases on this machine that a cluster can ask for."""
 
-    def __init__(
-        self,
-        config: Config,
-        pools: Pools,
-        engine: tuple[VolumeEngine, SizeEngine],
-        told: Told,
-        crash_point: Callable[[str], None],
-    ) -> None:
+    @property
+    def pools(self) -> Pools:
+        """The pools."""
+
+    @property
+    def copies(self) -> Copies:
+        """What goes on in the background."""
+
+    @property
+    def volumes(self) -> VolumeEngine:
+        """Volumes."""
+
+    @property
+    def sizes(self) -> SizeEngine:
+        """Their sizes."""
+
+    @property
+    def snapshots(self) -> SnapshotEngine:
+        """Snapshots."""
+
+    @property
+    def groups(self) -> GroupEngine:
+        """Groups of them."""
+
+
+class ClusterPart:
+    """What makes a node a part of the cluster: its agents, its LocalPools, its Lease."""
+
+    def __init__(self, config: Config, engine: NodeEngine, told: Told, crash_point: Callable[[str], None]) -> None:
         if config.credentials is None:
             raise InvalidArgument("nothing says how to reach the Kubernetes API")
+        self._engine = engine
         self._api = api = Api(config.credentials)
         node = config.node_id
         events = Events(api, node)
-        reports = PoolReports(api, node, pools, config.pools, events)
+        reports = PoolReports(api, node, engine.pools, config.pools, events)
         self._pools = Beat("pools", reports.report, POOLS_S, POOLS_PAUSE_S)
-        self._agent = Agent(
-            api,
-            node,
-            engine,
-            events,
-            told=told,
-            changed=self._pools.ask,
-            crash_point=crash_point,
-        )
-        self._node_lease = NodeLease(
-            api, node, config.namespace, lambda: self._agent.problem or self._agent.unconnected
-        )
+
+        def agent(kind: Kind[V], workers: int) -> Agent[V]:
+            return Agent(
+                api,
+                node,
+                kind,
+                events,
+                told=told,
+                changed=self._pools.ask,
+                crash_point=crash_point,
+                workers=workers,
+            )
+
+        self._volumes = agent(VolumeKind(engine.volumes, engine.sizes, node), WORKERS)
+        self._snapshots = agent(SnapshotKind(engine.snapshots, node), _SNAPSHOT_WORKERS)
+        self._groups = agent(GroupKind(engine.groups, node), _GROUP_WORKERS)
+        self._agents = (self._volumes, self._snapshots, self._groups)
+        engine.copies.listen(self._copied)
+        self._node_lease = NodeLease(api, node, config.namespace, lambda: self._problem or self._unconnected)
         self._lease = Beat("lease", self._renew, LEASE_S)
-        self.survey = Survey(engine[0], pools, self._agent.surveyed)
-        self._parts = (self._pools, self._agent, self._lease, self.survey)
+        self.survey = Survey(engine.volumes, engine.pools, self._surveyed)
+        self._parts = (self._pools, *self._agents, self._lease, self.survey)
+
+    @property
+    def _problem(self) -> str:
+        return next((agent.problem for agent in self._agents if agent.problem), "")
+
+    @property
+    def _unconnected(self) -> str:
+        return next((agent.unconnected for agent in self._agents if agent.unconnected), "")
 
     def _renew(self) -> None:
-        self._agent.catch_up()
+        for agent in self._agents:
+            agent.catch_up()
         self._node_lease.renew()
+
+    def _surveyed(self, found: Sequence[Surveyed]) -> None:
+        self._volumes.surveyed([one.view for one in found])
+        pools = self._engine.pools
+        snapshots = seen(pools, lambda pool: pool.store.snapshots.all(), self._engine.snapshots.get)
+        self._snapshots.surveyed([one for one in snapshots if one.ready and not (one.record and one.record.group)])
+        self._groups.surveyed(list(seen(pools, lambda pool: pool.store.snapshots.groups(), self._engine.groups.get)))
+
+    def _copied(self, key: str) -> None:
+        if (snapshot := snapshot_of(key)) is not None:
+            self._snapshots.ended(snapshot)
 
     @property
     def checks(self) -> Mapping[str, Check]:
         """Of what belongs to this process alone."""
         return {
-            "agent": lambda: self._agent.problem,
+            "agent": lambda: self._problem,
             "pools": lambda: self._pools.problem,
             "lease": lambda: self._lease.problem,
             "survey": lambda: self.survey.problem,

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from csi_local.model.accessibility import ANYWHERE, Accessibility
 from csi_local.model.quantity import Bytes
-from csi_local.model.snapshot import GroupRecord, GroupRequest, SnapshotId, SnapshotRecord, SnapshotRequest
+from csi_local.model.snapshot import GroupId, GroupRecord, GroupRequest, SnapshotId, SnapshotRecord, SnapshotRequest
 from csi_local.model.volume import Capability, CapacityRange, VolumeId, VolumeRecord
 from csi_local.plan.placement import Capacity
 from csi_local.plan.request import VolumeRequest
@@ -36,6 +36,7 @@ class SnapshotView:
     Attributes:
         record: None where it cannot be read; *problem* then says why.
         ready: False while its data is still being copied: it does not exist yet.
+        problem: what is wrong with the snapshot, or "".
     """
 
     id: SnapshotId
@@ -51,6 +52,21 @@ class GroupView:
 
     record: GroupRecord
     members: tuple[SnapshotView, ...]
+
+    @property
+    def id(self) -> GroupId:
+        """Its id."""
+        return self.record.id
+
+    @property
+    def pool(self) -> str:
+        """The pool that it is in, which is one."""
+        return self.members[0].pool if self.members else ""
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with one of its members, or ""."""
+        return next((one.problem for one in self.members if one.problem), "")
 
 
 class VolumeEngine(Protocol):

@@ -16,6 +16,8 @@ from csi_local.model.errors import AlreadyExists, Busy, FailedPrecondition
 _log = logging.getLogger(__name__)
 _REMEMBERED = 100
 """Failures that nobody has asked about yet."""
+_WAIT_S = 5.0
+"""How long a request waits for a copy at most; the next one finds it. Side-cars give up after ten seconds."""
 _AT_ONCE = 2
 """More copies than this wait for each other: they share a disk."""
 
@@ -47,15 +49,22 @@ def _nothing(_proceed: Proceed) -> None:
 
 
 class Copies:
-    """The copies under way, by what they make; *spawn* begins one."""
+    """The copies under way, by what they make."""
 
-    def __init__(self, spawn: Spawn = _on_a_thread) -> None:
+    def __init__(self, spawn: Spawn = _on_a_thread, longest_wait_s: float = _WAIT_S) -> None:
+        """*spawn* begins one; nobody waits for one any longer than that, however patient."""
         self._spawn = spawn
+        self._longest_wait_s = longest_wait_s
         self._changed = threading.Condition()
         self._copies: dict[str, _Copy] = {}
         self._places = threading.Semaphore(_AT_ONCE)
+        self._listeners: list[Callable[[str], None]] = []
 
-    def run(self, key: str, reads: str, asked: T, work: Callable[[Proceed], None], wait_s: float) -> bool:
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Have *listener* told what each copy made, or did not make, when it has ended."""
+        self._listeners.append(listener)
+
+    def run(self, key: str, reads: str, asked: T, work: Callable[[Proceed], None], patience_s: float) -> bool:
         """Begin a copy, or find the one under way, and wait for it; whether it is done.
 
         Args:
@@ -63,7 +72,7 @@ class Copies:
             reads: what must neither be written to nor removed meanwhile.
             asked: the request; only an equal one finds it.
             work: does it, asking again and again whether to proceed.
-            wait_s: how long to wait.
+            patience_s: how long to wait, where that is not too long.
 
         Raises:
             AlreadyExists: what is being made is something else.
@@ -81,7 +90,7 @@ class Copies:
         if fresh:
             self._spawn(lambda: self._do(key, copy, work))
         with self._changed:
-            self._changed.wait_for(lambda: copy.done, max(0.0, wait_s))
+            self._changed.wait_for(lambda: copy.done, self._wait(patience_s))
             if not copy.done:
                 return False
             if self._copies.get(key) is copy:
@@ -90,7 +99,10 @@ class Copies:
             raise copy.error
         return True
 
-    def join(self, key: str, asked: object, wait_s: float) -> bool:
+    def _wait(self, patience_s: float) -> float:
+        return max(0.0, min(self._longest_wait_s, patience_s))
+
+    def join(self, key: str, asked: object, patience_s: float) -> bool:
         """Wait for the copy that makes *key*, if there is one; whether there is none any more.
 
         Raises:
@@ -100,7 +112,7 @@ class Copies:
         with self._changed:
             if key not in self._copies:
                 return True
-        return self.run(key, "", asked, _nothing, wait_s)
+        return self.run(key, "", asked, _nothing, patience_s)
 
     def _do(self, key: str, copy: _Copy, work: Callable[[Proceed], None]) -> None:
         try:
@@ -116,6 +128,8 @@ class Copies:
             for name in failed[:-_REMEMBERED] if copy.error is not None else [key]:
                 self._copies.pop(name, None)
             self._changed.notify_all()
+        for listener in self._listeners:
+            listener(key)
 
     def asked(self) -> dict[str, object]:
         """What is being copied: the requests, by what they make."""
@@ -134,7 +148,7 @@ class Copies:
                 if key in copy.reads:
                     copy.stopped_for = why
 
-    def cancel(self, key: str, wait_s: float) -> None:
+    def cancel(self, key: str, patience_s: float) -> None:
         """End the copy that makes *key*, and forget it.
 
         Raises:
@@ -145,7 +159,7 @@ class Copies:
             if copy is None:
                 return
             copy.stopped_for = "it is being deleted"
-            if not self._changed.wait_for(lambda: copy.done, wait_s):
+            if not self._changed.wait_for(lambda: copy.done, self._wait(patience_s)):
                 raise Busy(f"{key} is still being made; try again")
             self._copies.pop(key, None)
 

@@ -141,10 +141,16 @@ class Groups:
                     records.append(pool.store.snapshots.load(snapshot))
                 try:
                     self._sweep(pool, pool.layout.group(group), group, records)
-                finally:
-                    if not pool.store.snapshots.group_exists(group):
-                        for one in records:
-                            pool.forget(one)
+                except Exception:
+                    if not pool.store.snapshots.group_exists(group):  # it failed after the commit
+                        self._forget(pool, records)
+                    raise
+                self._forget(pool, records)
+
+    @staticmethod
+    def _forget(pool: Pool, records: Sequence[SnapshotRecord]) -> None:
+        for one in records:
+            pool.forget(one)
 
     def get(self, shown: str, members: Sequence[str] = ()) -> GroupView:
         """A group by its id.

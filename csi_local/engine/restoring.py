@@ -17,9 +17,6 @@ from csi_local.plan import copying, life
 from csi_local.plan.copying import Origin, within_reach
 from csi_local.plan.request import VolumeRequest
 
-_WAIT_S = 5.0
-"""How long a request waits for a copy; the next one finds it. Side-cars give up after ten seconds."""
-
 
 def _asked(request: VolumeRequest) -> object:
     """What a copy is asked for: all that a retry must repeat; what the provisioner says of the claim may change."""
@@ -65,7 +62,7 @@ class Restorer:
             return
         work = partial(self._copy, record, source, pool, patience_s)
         reads = source.key if source.origin.kept or not within_reach(source.pool.abilities) else ""
-        done = self._copies.run(record.id, reads, _asked(request), work, min(_WAIT_S, patience_s))
+        done = self._copies.run(record.id, reads, _asked(request), work, patience_s)
         if not done:
             raise _still(request)
 
@@ -76,12 +73,12 @@ class Restorer:
             AlreadyExists: it is being made from something else, or in another way.
             Busy: its data is still being copied; the same request again finds it.
         """
-        if request.source and not self._copies.join(request.id, _asked(request), min(_WAIT_S, patience_s)):
+        if request.source and not self._copies.join(request.id, _asked(request), patience_s):
             raise _still(request)
 
     def cancel(self, volume: str, patience_s: float) -> None:
         """Give up a copy that is making that volume; no error where there is none."""
-        self._copies.cancel(volume, min(_WAIT_S, patience_s))
+        self._copies.cancel(volume, patience_s)
 
     def _copy(self, record: VolumeRecord, source: Source, pool: Pool, patience_s: float, proceed: Proceed) -> None:
         """Copy data. What is within reach is cloned where it is first, so that what is copied is of one moment."""

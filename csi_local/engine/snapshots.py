@@ -20,11 +20,9 @@ from csi_local.model.snapshot import SnapshotId, SnapshotRecord, SnapshotRequest
 from csi_local.model.volume import check_name, known_id
 from csi_local.plan import copying, life
 from csi_local.plan.copying import within_reach
-from csi_local.store.layout import IMAGE
+from csi_local.store.layout import DATA, IMAGE
 
 _log = logging.getLogger(__name__)
-_WAIT_S = 5.0
-"""How long a request waits for a copy; the next one finds it. Side-cars give up after ten seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +151,7 @@ class Snapshots:
                 )
                 self._executor.run("snapshot-copy", operations, proceed)
 
-        done = self._copies.run(snapshot_key(record.id), source.key, asked, work, min(_WAIT_S, patience_s))
+        done = self._copies.run(snapshot_key(record.id), source.key, asked, work, patience_s)
         if done:
             record = pool.store.snapshots.load(record.id)
         return SnapshotView(id=record.id, pool=pool.spec.name, record=record, ready=done)
@@ -172,7 +170,7 @@ class Snapshots:
             return
         key = snapshot_key(shown)
         with self._locks.hold(key, patience_s):
-            self._copies.cancel(key, min(_WAIT_S, patience_s))
+            self._copies.cancel(key, patience_s)
             try:
                 pool, snapshot = self._pools.find_snapshot(shown)
             except NotFound:
@@ -188,9 +186,11 @@ class Snapshots:
                 raise Busy(f"a volume is being made from snapshot {shown}; try again when that is done")
             try:
                 self._sweep(pool, pool.layout.snapshot(snapshot), record)
-            finally:
-                if not pool.store.snapshots.exists(snapshot):
+            except Exception:
+                if not pool.store.snapshots.exists(snapshot):  # it failed after the commit
                     pool.forget(record)
+                raise
+            pool.forget(record)
 
     # Looking
 
@@ -205,7 +205,10 @@ class Snapshots:
         if isinstance(coming, _Asked):
             return SnapshotView(id=coming.record.id, pool=coming.pool, record=coming.record, ready=False)
         pool, snapshot = self._pools.find_snapshot(shown)
-        return self._view(pool, snapshot)
+        view, place = self._view(pool, snapshot), pool.store.snapshots.find(snapshot)
+        if view.record is None or place is None or any(self._host.stat(f"{place}/{name}") for name in (IMAGE, DATA)):
+            return view
+        return replace(view, problem="its data is gone from the pool")
 
     @staticmethod
     def _view(pool: Pool, snapshot: SnapshotId) -> SnapshotView:

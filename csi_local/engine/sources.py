@@ -11,10 +11,12 @@ from csi_local.engine.pools import Pool, Pools
 from csi_local.host.api import Host
 from csi_local.model.errors import FailedPrecondition
 from csi_local.model.quantity import Bytes
-from csi_local.model.snapshot import ContentSource, SourceKind
+from csi_local.model.snapshot import ContentSource, SnapshotId, SourceKind
 from csi_local.model.volume import BackendKind, QuotaMode, VolumeId
 from csi_local.plan.copying import Origin
 from csi_local.store.layout import DATA, IMAGE
+
+_SNAPSHOT = "snapshot "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +30,12 @@ class Source:
 
 def snapshot_key(snapshot: str) -> str:
     """The key of a snapshot's lock, which is no volume's id."""
-    return f"snapshot {snapshot}"
+    return f"{_SNAPSHOT}{snapshot}"
+
+
+def snapshot_of(key: str) -> SnapshotId | None:
+    """The snapshot that a key is of; None where it is a volume's."""
+    return SnapshotId(key.removeprefix(_SNAPSHOT)) if key.startswith(_SNAPSHOT) else None
 
 
 class Sources:

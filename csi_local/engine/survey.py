@@ -3,14 +3,16 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from csi_local.engine.api import VolumeEngine, VolumeView
-from csi_local.engine.pools import Pools
+from csi_local.engine.pools import Pool, Pools
 from csi_local.model.errors import DriverError, HostError, NotFound, Unsupported
 from csi_local.model.quantity import Bytes
 
+V = TypeVar("V")
 _log = logging.getLogger(__name__)
 _EVERY_S = 60.0
 _DEAD_AFTER = 10
@@ -27,6 +29,23 @@ class Surveyed:
 
 def _nobody(_found: Sequence[Surveyed]) -> None:
     pass
+
+
+def seen(pools: Pools, ids: Callable[[Pool], Iterable[str]], get: Callable[[str], V]) -> Iterator[V]:
+    """All volumes, or snapshots, that can be seen; a disk that fails hides its own."""
+    for pool in pools.all():
+        try:
+            there = sorted(ids(pool))
+        except HostError as error:
+            _log.warning("pool %s: what is in it cannot be listed: %s", pool.spec.name, error)
+            continue
+        for shown in there:
+            try:
+                yield get(shown)
+            except NotFound:
+                pass  # deleted meanwhile
+            except DriverError as error:
+                _log.warning("%s: %s", shown, error)
 
 
 class Survey:
@@ -72,24 +91,9 @@ class Survey:
 
     def look(self) -> None:
         """One round."""
-        self.found = tuple(Surveyed(view=view, used=self._used(view)) for view in self._views())
+        views = seen(self._pools, lambda pool: pool.store.volumes(), self._volumes.get)
+        self.found = tuple(Surveyed(view=view, used=self._used(view)) for view in views)
         self._tell(self.found)
-
-    def _views(self) -> Iterator[VolumeView]:
-        """All volumes that can be seen; a disk that fails hides its own."""
-        for pool in self._pools.all():
-            try:
-                volumes = sorted(pool.store.volumes())
-            except HostError as error:
-                _log.warning("pool %s: its volumes cannot be listed: %s", pool.spec.name, error)
-                continue
-            for volume in volumes:
-                try:
-                    yield self._volumes.get(volume)
-                except NotFound:
-                    pass  # deleted meanwhile
-                except DriverError as error:
-                    _log.warning("volume %s: %s", volume, error)
 
     def _used(self, view: VolumeView) -> Bytes | None:
         if view.record is None:

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from csi_local.kube import resources
@@ -21,7 +21,7 @@ _BURST, _REFILL_S = 20.0, 10.0
 _REMEMBERED = 1000
 _MAX_MESSAGE = 1024
 """Characters in a message (k8s.io/api/core/v1, EventSeries and validation of events)."""
-_CLAIM_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+_UID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +31,14 @@ class About:
     Attributes:
         namespace: of the object, "" where it has none.
         uid: ``kubectl describe`` looks for Events by it.
+        version: of the API that has it.
     """
 
     kind: str
     name: str
     namespace: str = ""
     uid: str = ""
+    version: str = "v1"
 
 
 def about_node(name: str) -> About:
@@ -46,8 +48,29 @@ def about_node(name: str) -> About:
 
 def about_claim(namespace: str, name: str, volume_name: str) -> About:
     """A claim; its uid is the end of the name that the provisioner gives to the volume (``pvc-UID``)."""
-    uid = _CLAIM_UID.search(volume_name)
-    return About(kind="PersistentVolumeClaim", namespace=namespace, name=name, uid=uid[0] if uid else "")
+    return About(kind="PersistentVolumeClaim", namespace=namespace, name=name, uid=_uid(volume_name))
+
+
+def about_snapshot(labels: Mapping[str, str], snapshot_name: str) -> About | None:
+    """The VolumeSnapshot that the snapshotter's labels tell of; its uid as a claim's (``snapshot-UID``)."""
+    return _about_copy("VolumeSnapshot", "snapshot.storage.k8s.io/v1", labels, snapshot_name)
+
+
+def about_group(labels: Mapping[str, str], group_name: str) -> About | None:
+    """The VolumeGroupSnapshot, likewise (``groupsnapshot-UID``)."""
+    return _about_copy("VolumeGroupSnapshot", "groupsnapshot.storage.k8s.io/v1", labels, group_name)
+
+
+def _about_copy(kind: str, version: str, labels: Mapping[str, str], name_with_uid: str) -> About | None:
+    namespace, name = (labels.get(f"csi.storage.k8s.io/{kind.lower()}/{key}", "") for key in ("namespace", "name"))
+    if not (namespace and name):
+        return None
+    return About(kind=kind, namespace=namespace, name=name, uid=_uid(name_with_uid), version=version)
+
+
+def _uid(name: str) -> str:
+    found = _UID.search(name)
+    return found[0] if found else ""
 
 
 class Events:
@@ -114,7 +137,7 @@ def _event_name(about: About, reason: str, message: str) -> str:
 def _event(name: str, about: About, reason: str, message: str, node: str) -> Object:
     now = resources.timestamp(time.time())
     namespace = about.namespace or "default"
-    involved = {"kind": about.kind, "name": about.name, "apiVersion": "v1"}
+    involved = {"kind": about.kind, "name": about.name, "apiVersion": about.version}
     if about.namespace:
         involved["namespace"] = about.namespace
     if about.uid:

@@ -12,6 +12,7 @@ from csi_local.kube.cache import Cache
 from csi_local.kube.pool_resource import pool_view
 from csi_local.kube.resources import lease_name, node_of
 from csi_local.model.accessibility import Accessibility
+from csi_local.model.errors import Unavailable
 from csi_local.model.parameters import ClassParameters
 from csi_local.model.pool import PoolView
 from csi_local.model.quantity import Bytes
@@ -102,6 +103,15 @@ class Nodes:
         if renewed is None or watching is None:
             return renewed is not None
         return self._monotonic() - max(renewed, watching) < LEASE_S
+
+    def check_alive(self, node: str, what: str) -> None:
+        """See that a node is there.
+
+        Raises:
+            Unavailable: it is not; *what* of it is wanted.
+        """
+        if not self.alive(node):
+            raise Unavailable(f"node {node}, which has {what}, is not there; it goes on when the node is back")
 
     def removed(self, node: str) -> bool:
         """Whether a node has left the cluster: then its Node is gone, and with it its lease and its pools."""

@@ -1,34 +1,18 @@
 """The engine of the controller: what is wanted goes into LocalVolumes, and their nodes answer.
 
-Everything here may be interrupted at any point and asked again, of this controller or of another: what counts is
-the resource. A write is guarded by the version that was seen, and who loses looks again.
-
-``Busy`` and ``Unavailable`` tell the CO that the work may still be going on; ``ResourceExhausted`` that it is not, and
-that the scheduler may try another node. What a node has refused is taken away again: nobody will ask for it.
+``ResourceExhausted`` tells the CO that the scheduler may try another node; what else its answers mean, and how writes
+of several controllers are told apart, is said in :mod:`csi_local.kube.desired`.
 """
 
-import logging
-import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from csi_local.engine.api import VolumeView
-from csi_local.engine.locks import KeyedLocks
-from csi_local.kube.api import Api, Object
-from csi_local.kube.cache import Cache, Predicate
+from csi_local.kube.api import Object
+from csi_local.kube.desired import Desired, gone_or_answered
 from csi_local.kube.nodes import NOT_THERE, Nodes
-from csi_local.kube.resources import (
-    ABSENT,
-    NODE_LABEL,
-    PRESENT,
-    VOLUMES,
-    answered,
-    error_of,
-    name_of,
-    node_of,
-    resource_name,
-)
+from csi_local.kube.resources import ABSENT, PRESENT, answered, error_of, node_of, resource_name, wanted_absent
 from csi_local.kube.volume_resource import (
     capacity_fields,
     capacity_range,
@@ -37,38 +21,59 @@ from csi_local.kube.volume_resource import (
     node_expansion_required,
     volume_request,
     volume_view,
-    wanted_absent,
 )
 from csi_local.model.accessibility import ANYWHERE, Accessibility
 from csi_local.model.errors import (
     AlreadyExists,
     Busy,
-    Conflict,
     DamagedRecord,
     DriverError,
-    FailedPrecondition,
     NotFound,
     ResourceExhausted,
     Unavailable,
 )
 from csi_local.model.quantity import Bytes
+from csi_local.model.snapshot import ContentSource, SourceKind
 from csi_local.model.volume import Capability, CapacityRange, VolumeId, VolumeRecord, check_name, known_id, volume_id
 from csi_local.plan import sizes
 from csi_local.plan.placement import Capacity, capacity_of
 from csi_local.plan.request import VolumeRequest, check_same, check_usable, new_record, shape
 
-_log = logging.getLogger(__name__)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """What a volume can be made from: the node that has it, and what such a volume is like; None: nobody can tell."""
+
+    node: str
+    like: VolumeRecord | None
+
+
+def node_that_has(volumes: Desired, shown: str) -> str:
+    """The node of a volume, of which something is wanted there.
+
+    Raises:
+        NotFound: there is no such volume.
+        Unavailable: its node is not there.
+    """
+    volume = known_id(shown)
+    found = volumes.find(resource_name(volume)) if volume is not None else None
+    if found is None or not made(found):
+        raise NotFound(f"there is no volume {shown!r}")
+    volumes.nodes.check_alive(node_of(found), f"volume {shown}")
+    return node_of(found)
+
+
+def _no_snapshots(_shown: str) -> Origin | None:
+    return None
 
 
 class Remote:
     """Volumes and their sizes, through the Kubernetes API."""
 
-    def __init__(self, api: Api, volumes: Cache, nodes: Nodes, clock: Callable[[], float] = time.monotonic) -> None:
-        self._api = api
-        self._volumes = volumes
-        self._nodes = nodes
-        self._clock = clock
-        self._locks = KeyedLocks()
+    def __init__(self, volumes: Desired, snapshot: Callable[[str], Origin | None] = _no_snapshots) -> None:
+        """*snapshot* finds a snapshot by its id."""
+        self.volumes = volumes
+        self._snapshot = snapshot
 
     # --- create
 
@@ -78,17 +83,28 @@ class Remote:
         Raises:
             InvalidArgument, OutOfRange: the request cannot be met anywhere.
             AlreadyExists: the name is taken by a different volume.
-            ResourceExhausted: no node that it may be on has room, or is there.
+            NotFound: what it is to be made from is not there.
+            ResourceExhausted: no node that it may be on has room, or is there, or has what it is to be made from.
+            Unavailable: the node that has what it is to be made from is not there.
             Busy: its node has not answered within *patience_s*; asked again, this goes on where it was.
         """
         volume = volume_id(check_name(request.name))
         creation = _Creation(self, request, volume, where)
-        until = self._clock() + patience_s
-        with self._locks.hold(volume, patience_s):
+        with self.volumes.held(resource_name(volume), patience_s) as until:
             try:
                 return creation.run(until)
             finally:
-                self._nodes.settle(volume)
+                self.nodes.settle(volume)
+
+    def origin(self, source: ContentSource | None) -> Origin | None:
+        """What a request names; None where there is no such thing."""
+        if source is None:
+            return None
+        if source.kind is SourceKind.SNAPSHOT:
+            return self._snapshot(source.id)
+        volume = known_id(source.id)
+        found = self.volumes.find(resource_name(volume)) if volume is not None else None
+        return Origin(node=node_of(found), like=volume_view(found).record) if found and made(found) else None
 
     # --- delete
 
@@ -99,39 +115,8 @@ class Remote:
             Unavailable: its node is not there; it will be removed when it is back.
             DriverError: what the node has answered: FailedPrecondition where it is in use.
         """
-        volume = known_id(shown)
-        if volume is None:
-            return
-        name, asked = resource_name(volume), False
-        until = self._clock() + patience_s
-        with self._locks.hold(volume, patience_s):
-            found = self.find(name)
-            while found is not None:
-                if not wanted_absent(found) or (answered(found) and not asked):
-                    found, written = self.write(found, {"state": ABSENT})
-                    asked = asked or written
-                elif answered(found) and (error := error_of(found)) is not None:
-                    if not isinstance(error, Busy | Unavailable):
-                        self.write(found, {"state": PRESENT})  # it stays: nobody may find it removed later
-                    raise error
-                elif self._nodes.removed(node_of(found)):
-                    found = self._let_go(found)
-                else:
-                    self.wait(found, until, _gone_or_refused)
-                    found = self.known(name)
-
-    def _let_go(self, found: Object) -> Object | None:
-        """Forget a volume whose node has left the cluster; its data is not touched. What is left of the resource."""
-        name, version = name_of(found), found["metadata"]["resourceVersion"]
-        _log.warning("volume %s was on node %s, which has left the cluster; it is forgotten", name, node_of(found))
-        try:
-            self._api.patch(VOLUMES, name, {"metadata": {"resourceVersion": version, "finalizers": []}})
-            self._api.delete(VOLUMES, name)
-        except NotFound:
-            return None
-        except Conflict:
-            return self.read(name)
-        return None
+        if (volume := known_id(shown)) is not None:
+            self.volumes.remove(resource_name(volume), patience_s)
 
     # --- look
 
@@ -145,7 +130,7 @@ class Remote:
 
     def list(self, after: str, count: int) -> tuple[list[VolumeView], str]:
         """At most *count* volumes (0: all) in the order of their ids, beginning behind *after*; and where to go on."""
-        there = {str(found["status"]["volumeId"]): found for found in self._volumes.items() if made(found)}
+        there = {str(found["status"]["volumeId"]): found for found in self.volumes.items() if made(found)}
         ids = sorted(there)
         start = bisect_right(ids, after) if after else 0
         chosen = ids[start : start + count] if count else ids[start:]
@@ -162,11 +147,11 @@ class Remote:
             InvalidArgument: there is no such kind.
         """
         wanted = shape(request.parameters, request.capabilities)
-        return capacity_of(request.parameters, wanted, self._nodes.all_views(where)).coarse()
+        return capacity_of(request.parameters, wanted, self.nodes.all_views(where)).coarse()
 
     def _known(self, shown: str) -> Object:
         volume = known_id(shown)
-        found = self.find(resource_name(volume)) if volume is not None else None
+        found = self.volumes.find(resource_name(volume)) if volume is not None else None
         if found is None or not made(found):
             raise NotFound(f"there is no volume {shown!r}")
         return found
@@ -183,8 +168,8 @@ class Remote:
             InvalidArgument, OutOfRange: the size asked for cannot be delivered.
             ResourceExhausted: its pool has no room for that.
         """
-        until, asked = self._clock() + patience_s, False
-        with self._locks.hold(shown, patience_s):
+        asked = False
+        with self.volumes.held(resource_name(shown), patience_s) as until:
             while True:
                 found = self._known(shown)
                 record = _record(found)
@@ -194,97 +179,40 @@ class Remote:
                     check_usable(record, capability)
                 if sizes.grown(record, capacity) <= record.size:
                     if capacity_range(found).required > record.size:  # an earlier wish that could not be met
-                        self.write(found, {"capacity": capacity_fields(capacity)})
+                        self.volumes.write(found, {"capacity": capacity_fields(capacity)})
                     return record.size, node_expansion_required(found)
                 if not asked:
-                    _, asked = self.write(found, {"capacity": capacity_fields(capacity)})
+                    _, asked = self.volumes.write(found, {"capacity": capacity_fields(capacity)})
                 elif not answered(found):
-                    self.wait(found, until, _gone_or_answered)
+                    self.volumes.wait(found, until, gone_or_answered)
                 else:
                     raise error_of(found) or Unavailable(f"volume {shown} has not grown; try again")
-
-    # --- resources
 
     @property
     def nodes(self) -> Nodes:
         """What is known of the nodes."""
-        return self._nodes
-
-    def known(self, name: str) -> Object | None:
-        """A volume's resource as far as the cache knows."""
-        return self._volumes.get(name)
-
-    def find(self, name: str) -> Object | None:
-        """A volume's resource; where the cache has none, the API is asked: another controller may have just made it."""
-        return self._volumes.get(name) or self.read(name)
-
-    def read(self, name: str) -> Object | None:
-        """A volume's resource as the API has it now."""
-        try:
-            found = self._api.get(VOLUMES, name)
-        except NotFound:
-            return None
-        self._volumes.observe(found)
-        return found
-
-    def post(self, made_up: Object) -> Object:
-        """Make a resource, or return the one that somebody else has just made."""
-        try:
-            found = self._api.create(VOLUMES, made_up)
-        except AlreadyExists:
-            found = self._api.get(VOLUMES, name_of(made_up))
-        self._volumes.observe(found)
-        return found
-
-    def write(self, found: Object, spec: Mapping[str, Any]) -> tuple[Object | None, bool]:
-        """Change what is wanted of a volume as it was seen, and have its node answer anew.
-
-        What comes back is the volume as it is then (None: gone), and whether it was changed: where somebody else has
-        changed it meanwhile it was not, and one must look again.
-        """
-        wanted = {**spec, "attempt": found["spec"].get("attempt", 0) + 1}
-        metadata: Object = {"resourceVersion": found["metadata"]["resourceVersion"]}
-        if "nodeName" in spec:
-            metadata["labels"] = {NODE_LABEL: spec["nodeName"]}
-        try:
-            changed = self._api.patch(VOLUMES, name_of(found), {"metadata": metadata, "spec": wanted})
-        except (Conflict, NotFound):
-            return self.read(name_of(found)), False
-        self._volumes.observe(changed)
-        return changed, True
-
-    def wait(self, found: Object, until: float, ended: Predicate) -> None:
-        """Wait for what *ended* says of a volume, which its node is to bring about.
-
-        Raises:
-            Unavailable: the node is not there.
-            Busy: not within the time.
-        """
-        node, name = node_of(found), name_of(found)
-        if not self._nodes.alive(node):
-            raise Unavailable(f"node {node}, which has volume {name}, is not there; it goes on when the node is back")
-        if not self._volumes.wait(name, ended, until - self._clock()):
-            raise Busy(f"node {node} is still at work on volume {name}; try again")
+        return self.volumes.nodes
 
 
 class _Creation:
     """One call of CreateVolume: which nodes it has asked, and what they said."""
 
     def __init__(self, remote: Remote, request: VolumeRequest, volume: VolumeId, where: Accessibility) -> None:
-        self._remote = remote
+        self._volumes = remote.volumes
         self._request = request
         self._volume = volume
         self._name = resource_name(volume)
         self._where = where
-        record = new_record(request, now=0)
-        self._size, self._taken = record.size, record.promised
+        self._origin = remote.origin(request.source)
+        record = new_record(request, now=0) if request.source is None else None
+        self._size, self._taken = (record.size, record.promised) if record else (Bytes(0), Bytes(0))
         self._shape = shape(request.parameters, request.capabilities)
         self._passed: dict[str, str] = {}
         self._asked: str | None = None
 
     def run(self, until: float) -> VolumeView:
         """Go on until a node has made it, or none can."""
-        found = self._remote.known(self._name)
+        found = self._volumes.known(self._name)
         while True:
             if found is None:
                 found = self._begin()
@@ -294,9 +222,11 @@ class _Creation:
 
     def _begin(self) -> Object:
         node = self._choose(None)
+        if self._origin and self._origin.like:
+            new_record(self._request, now=0, like=self._origin.like)  # raises where it cannot be
         wanted = new_volume(self._request, self._volume, node)
         self._asked = node
-        return self._remote.post(wanted)
+        return self._volumes.post(wanted)
 
     def _existing(self, found: Object) -> VolumeView:
         check_same(_record(found), self._request)
@@ -307,22 +237,27 @@ class _Creation:
     def _next(self, found: Object, until: float) -> Object | None:
         """One step on; what the resource is after it."""
         node = node_of(found)
-        there = self._remote.nodes.alive(node)
-        if wanted_absent(found) and (there or made(found)):  # being removed: begin anew when it is
-            self._remote.wait(found, until, _gone_or_back)
-            if (now := self._remote.known(self._name)) is not None and wanted_absent(now) and (error := error_of(now)):
-                raise error
-            return now
+        there = self._volumes.nodes.alive(node)
+        if wanted_absent(found) and (there or made(found)):  # begin anew when it is gone
+            return self._volumes.wait_gone(found, until)
         if not wanted_absent(found):
-            check_same(new_record(volume_request(found), now=0), self._request)
+            self._check_asked(volume_request(found))
         if answered(found) and not wanted_absent(found):
             return self._refused(found, error_of(found))
         if not there or wanted_absent(found) or not self._where.allows(node):
             self._passed[node] = NOT_THERE if not there else "it is not one that was wished for"
             return self._move(found)
         self._asked = node
-        self._remote.wait(found, until, _gone_or_answered)
-        return self._remote.known(self._name)
+        self._volumes.wait(found, until, gone_or_answered)
+        return self._volumes.known(self._name)
+
+    def _check_asked(self, asked: VolumeRequest) -> None:
+        """See that what is being made is what is wanted; how large a copy gets is its source's business as well."""
+        if self._request.source is None and asked.source is None:
+            check_same(new_record(asked, now=0), self._request)
+        elif _unlabelled(asked) != _unlabelled(self._request):
+            name = self._request.name
+            raise AlreadyExists(f"volume {name!r} is being made from something else, or in another way")
 
     def _refused(self, found: Object, error: DriverError | None) -> Object | None:
         """What to do when a node has answered with an error: another node, the same again, or give up."""
@@ -332,16 +267,11 @@ class _Creation:
         if isinstance(error, ResourceExhausted):
             self._passed[node] = str(error)
             return self._move(found)
-        error = error or Unavailable(f"node {node} has not made the volume; try again")
-        if not isinstance(
-            error, Busy | Unavailable | AlreadyExists | FailedPrecondition
-        ):  # the last: something is there
-            self._remote.write(found, {"state": ABSENT})
-        raise error
+        raise self._volumes.refused(found)
 
     def _move(self, found: Object) -> Object | None:
         node = self._choose(found)
-        now, written = self._remote.write(found, {"nodeName": node, "state": PRESENT})
+        now, written = self._volumes.write(found, {"nodeName": node, "state": PRESENT})
         self._asked = node if written else None
         return now
 
@@ -351,27 +281,46 @@ class _Creation:
         Raises:
             ResourceExhausted: there is none; what was asked for is taken away again.
         """
-        nodes, parameters = self._remote.nodes, self._request.parameters
+        if self._request.source is not None:
+            return self._choose_for(self._request.source, found)
+        nodes, parameters = self._volumes.nodes, self._request.parameters
         choice = nodes.choose(parameters, self._shape, self._size, self._where, self._passed)
         if choice.node is None:
             nodes.forget(self._volume)
-            if found is not None and not wanted_absent(found):
-                self._remote.write(found, {"state": ABSENT})
-            raise ResourceExhausted(f"no node can have volume {self._request.name!r}: {choice.why}")
+            raise self._exhausted(found, choice.why)
         nodes.promise(self._volume, choice.node, parameters, self._shape, self._taken)
         return choice.node
 
+    def _choose_for(self, source: ContentSource, found: Object | None) -> str:
+        """The one node that can make a copy: that of the source, be there room or not.
 
-def _gone_or_answered(found: Object | None) -> bool:
-    return found is None or answered(found)
+        Raises:
+            NotFound: there is no such source.
+            ResourceExhausted: that node refuses, or is none of those where the volume may be.
+            Unavailable: it is not there.
+        """
+        if self._origin is not None:
+            node = self._origin.node
+        elif found is not None:  # the source has gone since; its node knows how far it came
+            node = node_of(found)
+        else:
+            raise NotFound(f"there is no {source.kind} {source.id!r}")
+        if not self._where.allows(node):
+            raise self._exhausted(found, f"{source.kind} {source.id} is on node {node}, where the volume may not be")
+        self._volumes.nodes.check_alive(node, f"{source.kind} {source.id}")
+        if node in self._passed:
+            raise self._exhausted(found, f"node {node}, which has {source.kind} {source.id}: {self._passed[node]}")
+        return node
+
+    def _exhausted(self, found: Object | None, why: str) -> ResourceExhausted:
+        if found is not None and not wanted_absent(found):
+            self._volumes.write(found, {"state": ABSENT})
+        return ResourceExhausted(f"no node can have volume {self._request.name!r}: {why}")
 
 
-def _gone_or_refused(found: Object | None) -> bool:
-    return found is None or (answered(found) and error_of(found) is not None)
-
-
-def _gone_or_back(found: Object | None) -> bool:
-    return found is None or not wanted_absent(found) or _gone_or_refused(found)
+def _unlabelled(request: VolumeRequest) -> VolumeRequest:
+    """What a retry must repeat; what the provisioner says of the claim may change."""
+    return replace(request, parameters=replace(request.parameters, labels={}))
 
 
 def _record(found: Object) -> VolumeRecord:

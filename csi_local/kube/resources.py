@@ -6,7 +6,7 @@ The controller writes what is wanted (``spec``); the node answers (``status``) o
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from csi_local.kube.api import Object
@@ -14,17 +14,19 @@ from csi_local.model import errors
 
 GROUP, VERSION = "csi-local.io", "v1alpha1"
 _BASE = f"/apis/{GROUP}/{VERSION}"
-VOLUMES, POOLS, SNAPSHOTS = f"{_BASE}/localvolumes", f"{_BASE}/localpools", f"{_BASE}/localsnapshots"
+VOLUMES, POOLS = f"{_BASE}/localvolumes", f"{_BASE}/localpools"
+SNAPSHOTS, GROUPS = f"{_BASE}/localsnapshots", f"{_BASE}/localgroupsnapshots"
 NODES = "/api/v1/nodes"
 NODE_LABEL = f"{GROUP}/node"
 FINALIZER = f"{GROUP}/data"
-"""Stays on a LocalVolume while its node may have its data."""
+"""Stays on a resource while its node may have its data."""
 
 PRESENT, ABSENT = "Present", "Absent"
 
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _DIGEST = re.compile(r"id-[0-9a-f]{40}")
 _MAX_MESSAGE = 2000
+_EPOCH = datetime.fromtimestamp(0, UTC)
 
 _CODES: dict[type[errors.DriverError], str] = {
     errors.InvalidArgument: "INVALID_ARGUMENT",
@@ -50,11 +52,11 @@ def events(namespace: str) -> str:
     return f"/api/v1/namespaces/{namespace}/events"
 
 
-def resource_name(volume: str) -> str:
-    """The name of a volume's resource: its id where that is a DNS subdomain (RFC 1123), else a digest of it."""
-    if _SUBDOMAIN.fullmatch(volume) and not _DIGEST.fullmatch(volume):
-        return volume
-    return f"id-{hashlib.sha256(volume.encode()).hexdigest()[:40]}"
+def resource_name(identifier: str) -> str:
+    """The name of what has that id: the id itself where it is a DNS subdomain (RFC 1123), else a digest of it."""
+    if _SUBDOMAIN.fullmatch(identifier) and not _DIGEST.fullmatch(identifier):
+        return identifier
+    return f"id-{hashlib.sha256(identifier.encode()).hexdigest()[:40]}"
 
 
 def pool_resource_name(node: str, pool: str) -> str:
@@ -82,6 +84,16 @@ def micro_time(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
+def moment(nanoseconds: int) -> str:
+    """A time (nanoseconds since the epoch), to the microsecond."""
+    return (_EPOCH + timedelta(microseconds=nanoseconds // 1000)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def nanoseconds(text: str) -> int:
+    """The nanoseconds since the epoch that such a time stands for."""
+    return (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
 # --- objects
 
 
@@ -89,6 +101,14 @@ def resource(kind: str, name: str, node: str, spec: Object) -> Object:
     """An object of ours that belongs to *node*."""
     metadata = {"name": name, "labels": {NODE_LABEL: node}}
     return {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def with_data(kind: str, identifier: str, node: str, spec: Object) -> Object:
+    """An object of ours that stands for data which *node* is to have, and that stays as long as it may."""
+    spec = {**spec, "nodeName": node, "state": PRESENT, "attempt": 0}
+    made = resource(kind, resource_name(identifier), node, spec)
+    made["metadata"]["finalizers"] = [FINALIZER]
+    return made
 
 
 def owned_by_node(node: Object) -> Object:
@@ -106,6 +126,17 @@ def name_of(found: Object) -> str:
 def node_of(found: Object) -> str:
     """The node that is to have it."""
     return str(found["spec"]["nodeName"])
+
+
+def wanted_absent(found: Object) -> bool:
+    """Whether it is to go away, data and all."""
+    return bool(found["spec"]["state"] == ABSENT)
+
+
+def made(found: Object, field: str) -> bool:
+    """Whether the node that is to have it has said so, by the id in *field*: there is data to lose."""
+    status = found.get("status", {})
+    return bool(status.get(field)) and status.get("nodeName") == node_of(found)
 
 
 def answered(found: Object) -> bool:
@@ -136,7 +167,44 @@ def error_fields(error: Exception) -> Object:
     return {"code": code, "message": message[:_MAX_MESSAGE]}
 
 
+def failed_status(found: Object, error: Exception, *, there: bool, now: str) -> Object:
+    """The patch of ``status`` by which a node says why something is not as wanted; what is *there* stays Ready.
+
+    *now* is a :func:`timestamp`, as in all below: a condition's time is that of its last change.
+    """
+    status = answer(found, "Deleting" if wanted_absent(found) else "Ready" if there else "Failed")
+    status["error"] = error_fields(error)
+    if not there:
+        fresh = [news("Ready", true=False, reason="Failed", message=status["error"]["message"])]
+        status["conditions"] = conditions(found, fresh, now)
+    return {"status": status}
+
+
+def says(found: Object, patch: Object) -> bool:
+    """Whether a resource says already all that a patch of its ``status`` would have it say."""
+    status = found.get("status", {})
+    return all(status.get(key) == value for key, value in patch["status"].items())
+
+
 # --- conditions
+
+
+def health(problem: str) -> Object:
+    """The condition that says how data is; *problem* is "" where it is well."""
+    return news("Healthy", true=not problem, reason="Damaged" if problem else "AsRecorded", message=problem)
+
+
+def problem_of(found: Object) -> str:
+    """What its node has seen to be wrong with it, or ""."""
+    healthy = condition(found.get("status", {}).get("conditions", ()), "Healthy")
+    return str(healthy.get("message")) if healthy.get("status") == "False" else ""
+
+
+def health_status(found: Object, problem: str, *, now: str) -> Object | None:
+    """The patch that says how data is; None where that was said already."""
+    if condition(found.get("status", {}).get("conditions", ()), "Healthy") and problem_of(found) == problem:
+        return None
+    return {"status": {"conditions": conditions(found, [health(problem)], now)}}
 
 
 def news(kind: str, *, true: bool, reason: str, message: str = "") -> Object:

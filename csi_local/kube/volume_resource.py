@@ -4,22 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from csi_local.engine.api import VolumeView
+from csi_local.kube import resources
 from csi_local.kube.api import Object
-from csi_local.kube.resources import (
-    ABSENT,
-    FINALIZER,
-    PRESENT,
-    answer,
-    condition,
-    conditions,
-    error_fields,
-    news,
-    node_of,
-    resource,
-    resource_name,
-)
+from csi_local.kube.resources import answer, conditions, health, news, node_of, problem_of
 from csi_local.model.parameters import LABELS, parse_parameters
 from csi_local.model.quantity import Bytes, format_bytes
+from csi_local.model.snapshot import ContentSource, SourceKind, parse_source
 from csi_local.model.volume import (
     AccessMode,
     Allocation,
@@ -35,6 +25,7 @@ from csi_local.model.volume import (
 from csi_local.plan.request import VolumeRequest
 
 _CLAIM, _NAMESPACE, _PERSISTENT = LABELS
+_SOURCES = {SourceKind.SNAPSHOT: "snapshotId", SourceKind.VOLUME: "volumeId"}
 
 # --- what is wanted
 
@@ -44,9 +35,6 @@ def new_volume(request: VolumeRequest, volume: VolumeId, node: str) -> Object:
     labels = request.parameters.labels
     spec: Object = {
         "volumeName": request.name,
-        "nodeName": node,
-        "state": PRESENT,
-        "attempt": 0,
         "capacity": capacity_fields(request.capacity),
         "capabilities": [_capability_fields(one) for one in request.capabilities],
         "parameters": dict(request.parameters.given),
@@ -55,9 +43,9 @@ def new_volume(request: VolumeRequest, volume: VolumeId, node: str) -> Object:
         spec["claim"] = {"namespace": labels[_NAMESPACE], "name": labels[_CLAIM]}
     if labels.get(_PERSISTENT):
         spec["persistentVolume"] = labels[_PERSISTENT]
-    found = resource("LocalVolume", resource_name(volume), node, spec)
-    found["metadata"]["finalizers"] = [FINALIZER]
-    return found
+    if request.source is not None:
+        spec["contentSource"] = {_SOURCES[request.source.kind]: request.source.id}
+    return resources.with_data("LocalVolume", volume, node, spec)
 
 
 def adopted_volume(record: VolumeRecord, node: str) -> Object:
@@ -68,6 +56,7 @@ def adopted_volume(record: VolumeRecord, node: str) -> Object:
         capacity=CapacityRange(required=record.size),
         capabilities=(Capability(access=access, mode=AccessMode.SINGLE_NODE_WRITER),),
         parameters=parse_parameters({**record.parameters, **record.labels}),
+        source=parse_source(record.source),
     )
     return new_volume(request, record.id, node)
 
@@ -102,7 +91,14 @@ def volume_request(found: Object) -> VolumeRequest:
         capacity=capacity_range(found),
         capabilities=tuple(_capability(one) for one in spec.get("capabilities", ())),
         parameters=parse_parameters({**spec.get("parameters", {}), **_labels(spec)}),
+        source=_source(spec),
     )
+
+
+def _source(spec: Mapping[str, Any]) -> ContentSource | None:
+    given = spec.get("contentSource") or {}
+    found = (ContentSource(kind=kind, id=given[field]) for kind, field in _SOURCES.items() if given.get(field))
+    return next(found, None)
 
 
 def _labels(spec: Mapping[str, Any]) -> dict[str, str]:
@@ -131,18 +127,12 @@ def _capability(fields: Mapping[str, Any]) -> Capability:
     return Capability(access=access, mode=mode)
 
 
-def wanted_absent(found: Object) -> bool:
-    """Whether it is to go away, data and all."""
-    return bool(found["spec"]["state"] == ABSENT)
-
-
 # --- what is so
 
 
 def made(found: Object) -> bool:
     """Whether the node that is to have it has said that it has: there is data to lose."""
-    status = found.get("status", {})
-    return bool(status.get("volumeId")) and status.get("nodeName") == found["spec"]["nodeName"]
+    return resources.made(found, "volumeId")
 
 
 def node_expansion_required(found: Object) -> bool:
@@ -159,7 +149,7 @@ def volume_view(found: Object) -> VolumeView:
         node=node_of(found),
         pool=status.get("pool", ""),
         record=record,
-        problem=_problem(status),
+        problem=problem_of(found),
     )
 
 
@@ -175,19 +165,12 @@ def _record(found: Object) -> VolumeRecord:
         allocation=Allocation(status.get("allocation", Allocation.THICK)),
         parameters=dict(spec.get("parameters", {})),
         labels=_labels(spec),
+        source=str(_source(spec) or ""),
     )
 
 
-def _problem(status: Mapping[str, Any]) -> str:
-    healthy = condition(status.get("conditions", ()), "Healthy")
-    return str(healthy.get("message")) if healthy.get("status") == "False" else ""
-
-
 def ready_status(found: Object, view: VolumeView, *, now: str) -> Object:
-    """The patch of ``status`` by which a node says that a volume is as wanted.
-
-    *now* is a :func:`timestamp`, as in all below: a condition's time is that of its last change.
-    """
+    """The patch of ``status`` by which a node says that a volume is as wanted; *now* is a ``timestamp``."""
     status: Object = answer(found, "Ready") | {"error": None, "volumeId": view.id, "pool": view.pool}
     if (record := view.record) is not None:
         status |= {
@@ -199,31 +182,14 @@ def ready_status(found: Object, view: VolumeView, *, now: str) -> Object:
             "allocation": str(record.allocation),
             "nodeExpansionRequired": record.backend is BackendKind.LOOPFILE,
         }
-    fresh = [news("Ready", true=True, reason="Made"), _health(view.problem)]
+    fresh = [news("Ready", true=True, reason="Made"), health(view.problem)]
     return {"status": status | {"conditions": conditions(found, fresh, now)}}
 
 
 def failed_status(found: Object, error: Exception, *, now: str) -> Object:
     """The patch of ``status`` by which a node says why a volume is not as wanted.
 
-    A volume that is there stays Ready when it cannot grow, say.
+    A volume that is there stays Ready when it cannot grow, say. A volumeId stays: nobody may take a volume for new that
+    was given out once.
     """
-    status = answer(found, "Deleting" if wanted_absent(found) else "Ready" if made(found) else "Failed")
-    status["error"] = error_fields(error)
-    if not made(found):  # a volumeId stays: nobody may take a volume for new that was given out once
-        fresh = [news("Ready", true=False, reason="Failed", message=status["error"]["message"])]
-        status["conditions"] = conditions(found, fresh, now)
-    return {"status": status}
-
-
-def health_status(found: Object, problem: str, *, now: str) -> Object | None:
-    """The patch that says how a volume is; None where that was said already."""
-    if condition(found.get("status", {}).get("conditions", ()), "Healthy") and (
-        _problem(found.get("status", {})) == problem
-    ):
-        return None
-    return {"status": {"conditions": conditions(found, [_health(problem)], now)}}
-
-
-def _health(problem: str) -> Object:
-    return news("Healthy", true=not problem, reason="Damaged" if problem else "AsRecorded", message=problem)
+    return resources.failed_status(found, error, there=made(found), now=now)

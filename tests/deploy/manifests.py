@@ -19,7 +19,12 @@ HELM = ROOT / ".tools/bin/helm"
 KUBERNETES = "1.37.0"
 Manifest = dict[str, Any]
 
-_NOT_KUBERNETES = ("kustomize.config.k8s.io/", "monitoring.coreos.com/")
+_NOT_KUBERNETES = (
+    "kustomize.config.k8s.io/",
+    "monitoring.coreos.com/",
+    "snapshot.storage.k8s.io/",
+    "groupsnapshot.storage.k8s.io/",
+)
 """API groups whose schemas are elsewhere."""
 
 

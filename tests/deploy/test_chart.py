@@ -148,6 +148,26 @@ def test_every_sidecar_may_ask_more_than_five_times_a_second() -> None:
         assert {"--kube-api-qps=200", "--kube-api-burst=400"} <= set(one["args"]), one["name"]
 
 
+def test_snapshots_are_on_and_groups_are_off() -> None:
+    """csi-snapshotter does nothing where it is to handle groups and their CRDs are not there."""
+    assert _snapshotter() == {"snapshot.storage.k8s.io"}
+    assert _snapshotter("--values", EVERYTHING) == {"snapshot.storage.k8s.io", "groupsnapshot.storage.k8s.io"}
+    off = rendered("--set", "sidecars.snapshotter.enabled=false")
+    assert "csi-local-snapshotter" not in of_kind(off, "ClusterRole")
+    assert all(one["name"] != "csi-snapshotter" for one in dict(pods(off))["csi-local-controller"]["containers"])
+
+
+def _snapshotter(*arguments: str | Path) -> set[str]:
+    """The API groups of snapshots that csi-snapshotter may speak to; its gates say the same."""
+    manifests = rendered(*arguments)
+    sidecar = container(dict(pods(manifests))["csi-local-controller"], "csi-snapshotter")
+    rules = of_kind(manifests, "ClusterRole")["csi-local-snapshotter"]["rules"]
+    found = {group for rule in rules for group in rule["apiGroups"] if group}
+    gate = "--feature-gates=CSIVolumeGroupSnapshot=true" in sidecar["args"]
+    assert gate == ("groupsnapshot.storage.k8s.io" in found)
+    return found
+
+
 def test_the_classes_of_the_chart_are_the_drivers_own() -> None:
     for one in of_kind(rendered(), "StorageClass").values():
         parse_parameters(one.get("parameters", {}))

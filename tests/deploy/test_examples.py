@@ -38,11 +38,28 @@ def test_every_claim_is_of_a_class_that_there_is() -> None:
     for pod in of_kind(manifests, "Pod").values():
         templates = [one["ephemeral"]["volumeClaimTemplate"] for one in pod["spec"]["volumes"] if "ephemeral" in one]
         claims += [one["spec"] for one in templates]
-    assert len(claims) == 5
+    assert len(claims) == 7
     assert {one["storageClassName"] for one in claims} <= {"", *classes}
 
 
 def test_the_driver_knows_every_parameter() -> None:
     for one in of_kind(read(EXAMPLES), "StorageClass").values():
         assert one["provisioner"] == DRIVER_NAME
-        parse_parameters({name: value for name, value in one["parameters"].items() if not SECRETS.fullmatch(name)})
+        given = one.get("parameters", {}).items()
+        parse_parameters({name: value for name, value in given if not SECRETS.fullmatch(name)})
+
+
+def test_every_snapshot_is_of_a_class_and_a_claim_that_there_are() -> None:
+    manifests = read(EXAMPLES)
+    classes = [of_kind(manifests, f"Volume{group}SnapshotClass") for group in ("", "Group")]
+    assert {one["driver"] for found in classes for one in found.values()} == {DRIVER_NAME}
+    snapshots = of_kind(manifests, "VolumeSnapshot")
+    claims = of_kind(manifests, "PersistentVolumeClaim")
+    assert snapshots
+    for one in snapshots.values():
+        assert one["spec"]["volumeSnapshotClassName"] in classes[0]
+        assert one["spec"]["source"]["persistentVolumeClaimName"] in claims
+    groups = of_kind(manifests, "VolumeGroupSnapshot").values()
+    assert {one["spec"]["volumeGroupSnapshotClassName"] for one in groups} == set(classes[1])
+    sources = [claim["spec"]["dataSource"] for claim in claims.values() if "dataSource" in claim["spec"]]
+    assert [source["name"] in of_kind(manifests, source["kind"]) for source in sources] == [True, True]

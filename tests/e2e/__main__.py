@@ -37,9 +37,10 @@ def main() -> int:
     if not install.HELM.exists():
         sys.exit(f"missing: {install.HELM}\nRun: make tools")
     suite = sys.argv[1:2] == ["external"]
-    programs = binaries.build(["cluster", *(["external"] if suite else [])])
+    programs = binaries.build(["cluster", "snapshots", *(["external"] if suite else [])])
     with sandbox.folder() as folder:
         images.make_stand_ins(folder / "images", programs)
+        shutil.copytree(binaries.snapshot_crds(), folder / cluster.SNAPSHOT_CRDS)
         if suite:
             external.make_images(folder / "images", programs)
         install.build_image(folder / "images/csi-local.tar")
@@ -64,6 +65,7 @@ def inside(folder: Path, argv: list[str]) -> int:
         _say("the driver is installed", start)
         match argv[0]:
             case "scenarios":
+                made.control_plane.snapshots.start()
                 return pytest.main(["-m", "e2e", "tests/e2e", *argv[1:]], plugins=[Provided(made)])
             case "external":
                 return external.run(made, ROOT / ".e2e/external", argv[1:])

@@ -18,10 +18,25 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Object = dict[str, Any]
 
-PLURALS = {"StorageClass": "storageclasses", "CSIStorageCapacity": "csistoragecapacities"}
+PLURALS = {
+    "StorageClass": "storageclasses",
+    "CSIStorageCapacity": "csistoragecapacities",
+    "VolumeSnapshotClass": "volumesnapshotclasses",
+    "VolumeGroupSnapshotClass": "volumegroupsnapshotclasses",
+}
 """Where it is not the kind in small letters and an s."""
 NAMESPACED = frozenset(
-    {"CSIStorageCapacity", "DaemonSet", "Deployment", "Event", "Lease", "PersistentVolumeClaim", "Pod"}
+    {
+        "CSIStorageCapacity",
+        "DaemonSet",
+        "Deployment",
+        "Event",
+        "Lease",
+        "PersistentVolumeClaim",
+        "Pod",
+        "VolumeGroupSnapshot",
+        "VolumeSnapshot",
+    }
 )
 GROUPS = {
     "DaemonSet": "apps/v1",
@@ -33,6 +48,14 @@ GROUPS = {
     "LocalVolume": "csi-local.io/v1alpha1",
     "LocalPool": "csi-local.io/v1alpha1",
     "LocalSnapshot": "csi-local.io/v1alpha1",
+    "LocalGroupSnapshot": "csi-local.io/v1alpha1",
+    "CustomResourceDefinition": "apiextensions.k8s.io/v1",
+    "VolumeSnapshot": "snapshot.storage.k8s.io/v1",
+    "VolumeSnapshotClass": "snapshot.storage.k8s.io/v1",
+    "VolumeSnapshotContent": "snapshot.storage.k8s.io/v1",
+    "VolumeGroupSnapshot": "groupsnapshot.storage.k8s.io/v1beta1",
+    "VolumeGroupSnapshotClass": "groupsnapshot.storage.k8s.io/v1beta1",
+    "VolumeGroupSnapshotContent": "groupsnapshot.storage.k8s.io/v1beta1",
     "Lease": "coordination.k8s.io/v1",
 }
 """The API version of each kind; of what is not here it is v1."""

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from tests.e2e import control_plane, disks
 from tests.e2e.api import Api
 from tests.e2e.node import BRIDGE, POD_NET, Node
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from tests.e2e.control_plane import ControlPlane
 
 READY_SECONDS = 90.0
+SNAPSHOT_CRDS = "snapshot-crds"
+"""The folder in a cluster's with the custom resources of snapshots."""
 DISKS = (("ssd", 6 * disks.GIB, "xfs"), ("hdd", 3 * disks.GIB, "btrfs"))
 """Name, size and filesystem of the disks that each node has at /mnt/NAME."""
 ONE_MORE = ("nvme", 6 * disks.GIB, "xfs")
@@ -68,10 +72,17 @@ class Cluster:
         for node in self.nodes:
             run("ip", "route", "add", f"{POD_NET}.{node.index}.0/24", "via", node.address)
         self.control_plane.start()
+        self._make_snapshots_known()
         for node in self.nodes:
             node.start()
         for node in self.nodes:
             self.wait_ready(node)
+
+    def _make_snapshots_known(self) -> None:
+        """Make the custom resources of external-snapshotter, as far as they lie in the cluster's folder."""
+        for path in sorted((self.folder / SNAPSHOT_CRDS).glob("*_*.yaml")):
+            for manifest in yaml.safe_load_all(path.read_text()):
+                self.api.create(manifest)
 
     def wait_ready(self, node: Node) -> None:
         """Wait until the API says that a node is ready, and there are no taints left from its start."""

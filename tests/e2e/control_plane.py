@@ -40,10 +40,12 @@ class ControlPlane:
     api: Daemon
     controllers: Daemon
     scheduler: Daemon
+    snapshots: Daemon
+    """The snapshot-controller, which a cluster has or has not; it starts after its custom resources."""
 
     @property
     def daemons(self) -> tuple[Daemon, ...]:
-        """All of them, in the order in which they start."""
+        """All that every cluster has, in the order in which they start."""
         return self.etcd, self.api, self.controllers, self.scheduler
 
     def start(self) -> None:
@@ -63,7 +65,7 @@ class ControlPlane:
 
     def stop(self) -> None:
         """End all of them; nothing of theirs is kept, so there is no need to be gentle."""
-        for daemon in reversed(self.daemons):
+        for daemon in (self.snapshots, *reversed(self.daemons)):
             daemon.kill()
 
 
@@ -95,6 +97,13 @@ def make(folder: Path, programs: Path, logs: Path, nodes: list[str]) -> ControlP
             f"--kubeconfig={folder}/scheduler.kubeconfig",
             "--leader-elect=false",
             "--bind-address=127.0.0.1",
+            *BUSY,
+        ),
+        snapshots=daemon(
+            "snapshot-controller",
+            f"--kubeconfig={folder}/controllers.kubeconfig",
+            "--feature-gates=CSIVolumeGroupSnapshot=true",
+            "--retry-interval-start=200ms",
             *BUSY,
         ),
     )

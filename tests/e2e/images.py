@@ -21,6 +21,12 @@ TEST_IMAGE = "localhost/e2e-busybox:1"
 """What the pods of the scenarios run."""
 PROVISIONER_IMAGE = "registry.k8s.io/sig-storage/csi-provisioner:v5.1.0"
 RESIZER_IMAGE = "registry.k8s.io/sig-storage/csi-resizer:v1.12.0"
+SNAPSHOTTER_IMAGE = "registry.k8s.io/sig-storage/csi-snapshotter:v8.3.0"
+SIDECARS = {
+    "csi-provisioner": PROVISIONER_IMAGE,
+    "csi-resizer": RESIZER_IMAGE,
+    "csi-snapshotter": SNAPSHOTTER_IMAGE,
+}
 
 FOLDERS = (
     "bin",
@@ -109,7 +115,7 @@ def make_stand_ins(folder: Path, programs: Path) -> list[Path]:
         make(folder / "pause.tar", [PAUSE_IMAGE], [busybox], ["/bin/sleep"], ["infinity"]),
         make(folder / "busybox.tar", [TEST_IMAGE], [busybox], [], ["sh"]),
     ]
-    for program, name in (("csi-provisioner", PROVISIONER_IMAGE), ("csi-resizer", RESIZER_IMAGE)):
+    for program, name in SIDECARS.items():
         layer = Layer(files=[(program, programs / program)])
         made.append(make(folder / f"{program}.tar", [name], [layer], [f"/{program}"], []))
     return made

@@ -46,6 +46,7 @@ VALUES: dict[str, Any] = {
         _group("first", "In", "ssd", "hdd", "nvme"),
         _group("others", "NotIn", "ssd", "hdd"),
     ],
+    "sidecars": {"snapshotter": {"groupSnapshots": True}},
     "storageClasses": [
         _storage_class("ssd", parameters={"media": "ssd", FSTYPE: "ext4"}),
         _storage_class("hdd", parameters={"media": "hdd", FSTYPE: "ext4"}),

@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from tests.e2e.node import Node
 
 SECONDS = 60.0
-KINDS = ("LocalVolume", "LocalSnapshot", "PersistentVolume", "PersistentVolumeClaim")
+KINDS = (
+    "LocalVolume",
+    "LocalSnapshot",
+    "LocalGroupSnapshot",
+    "PersistentVolume",
+    "PersistentVolumeClaim",
+    "VolumeSnapshotContent",
+    "VolumeGroupSnapshotContent",
+)
 PLUGIN_MOUNTS = "/plugins/kubernetes.io/csi/csi-local.io/"
 POD_MOUNTS = "/volumes/kubernetes.io~csi/"
 

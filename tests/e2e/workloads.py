@@ -22,6 +22,8 @@ IDLE = "trap 'exit 0' TERM; sleep 100000 & wait"
 POD_SECONDS = 60.0
 GRACE_SECONDS = 1
 """Not 0: a pod without grace is gone from the API before its volumes are unpublished."""
+LAST = frozenset({"PersistentVolumeClaim", "PersistentVolume"})
+"""What is removed when nothing uses it any more."""
 PHASES_OF_END = frozenset({"Succeeded", "Failed"})
 _counter = itertools.count(1)
 
@@ -34,8 +36,10 @@ def claim_manifest(
     mode: str = "ReadWriteOnce",
     block: bool = False,
     volume: str = "",
+    source: Mapping[str, str] | None = None,
+    **metadata: Any,  # noqa: ANN401
 ) -> Object:
-    """Return a PersistentVolumeClaim."""
+    """Return a PersistentVolumeClaim; what it begins as a copy of is its `source`."""
     spec: Object = {
         "accessModes": [mode],
         "storageClassName": storage_class,
@@ -44,7 +48,9 @@ def claim_manifest(
     }
     if volume:
         spec["volumeName"] = volume
-    return {"kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": spec}
+    if source:
+        spec["dataSource"] = dict(source)
+    return {"kind": "PersistentVolumeClaim", "metadata": {"name": name, **metadata}, "spec": spec}
 
 
 def pod_spec(script: str = ":", *, node: str = "", once: bool = False, **more: Any) -> Object:  # noqa: ANN401
@@ -186,7 +192,7 @@ class Workloads:
 
     def remove(self) -> None:
         """Remove all that was made, pods first."""
-        first = sorted(self._made, key=lambda made: made[0] in {"PersistentVolumeClaim", "PersistentVolume"})
+        first = sorted(self._made, key=lambda made: made[0] in LAST)
         for kind, names in itertools.groupby(first, key=lambda made: made[0]):
             listed = [name for _, name in names]
             for name in listed:

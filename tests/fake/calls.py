@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
@@ -41,6 +42,7 @@ class Calls:
         self.counts: Counter[str] = Counter()
         self.moments = 0
         self.frozen = False
+        self.one_at_a_time = threading.RLock()
         self._planned: list[_Planned] = []
 
     def fail(self, method: str, number: int, *, nth: int = 1, late: bool = False) -> None:
@@ -92,9 +94,10 @@ def call(method: Callable[Concatenate[S, P], T]) -> Callable[Concatenate[S, P], 
     """Make a method one of the host's calls."""
 
     def called(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        self.step(method.__name__)
-        result = method(self, *args, **kwargs)
-        self.step(method.__name__, late=True)
-        return result
+        with self.one_at_a_time:
+            self.step(method.__name__)
+            result = method(self, *args, **kwargs)
+            self.step(method.__name__, late=True)
+            return result
 
     return functools.update_wrapper(called, method)

@@ -36,6 +36,7 @@ class Node:
         shown: the room that its LocalPool tells of, where that is another than there is.
         fails: what it answers to whatever is to be made, if anything.
         in_use: names of volumes that cannot be removed.
+        removed: names of those that were asked to go and went.
         awake: while cleared, it does nothing.
     """
 
@@ -43,6 +44,7 @@ class Node:
         self.name, self.room, self.shown = name, room, shown
         self.volumes: dict[str, VolumeRecord] = {}
         self.fails: DriverError | None = None
+        self.removed: list[str] = []
         self.in_use: set[str] = set()
         self.awake = threading.Event()
         self.awake.set()
@@ -109,7 +111,7 @@ class Node:
         name = resources.name_of(wanted)
         metadata = {"resourceVersion": wanted["metadata"]["resourceVersion"]}
         try:
-            if volume_resource.wanted_absent(wanted):
+            if resources.wanted_absent(wanted):
                 self._remove(name, wanted)
                 return
             record = self._provide(name, wanted)
@@ -147,6 +149,7 @@ class Node:
         if name in self.in_use:
             raise FailedPrecondition(f"volume {name} is in use")
         self.volumes.pop(name, None)
+        self.removed.append(name)
         version = wanted["metadata"]["resourceVersion"]
         self._api.patch(resources.VOLUMES, name, {"metadata": {"finalizers": [], "resourceVersion": version}})
         self._api.delete(resources.VOLUMES, name)

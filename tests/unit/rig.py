@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tests.fake.host import FakeHost
 
 PATIENCE_S = 1.0
+_COPY_S = 0.2
 RUN_DIR = "/run/csi-local"
 KEYS = KeySources(directory="/keys", program="/key-program")
 POOLS = ("dirs=image:/pools/dirs.img,size=4Gi,fs=btrfs", "loops=image:/pools/loops.img,size=4Gi")
@@ -75,6 +76,9 @@ class Rig:
             self.host.make_dirs(path)
         self.points: list[str] = []
         self.max_volumes = 1000
+        self.in_background = False
+        self.spawned: list[Callable[[], None]] = []
+        """Copies that have not begun, where they are to be in the background."""
         self._fatal = 0
 
     def start(self) -> None:
@@ -82,7 +86,7 @@ class Rig:
         self.pools = Pools(self.host, self.specs, RUN_DIR)
         self.sweeper = InlineSweeper(self.host, self.pools)
         locks, executor = KeyedLocks(), Executor(self.host, self._pass)
-        self.copies = Copies(spawn=lambda work: work())
+        self.copies = Copies(spawn=self._spawn, longest_wait_s=_COPY_S)
         self.volumes = Volumes(self.host, self.pools, executor, locks, self.sweeper, self.copies, node=self.node_name)
         self.snapshots = Snapshots(self.host, self.pools, executor, locks, self.sweeper, self.copies)
         self.groups = Groups(self.host, self.pools, executor, locks, self.sweeper, self.copies)
@@ -94,6 +98,12 @@ class Rig:
         self.pools.open()
         self.publisher.take_over()
         self.sweeper.start()
+
+    def _spawn(self, work: Callable[[], None]) -> None:
+        if self.in_background:
+            self.spawned.append(work)
+        else:
+            work()
 
     def _pass(self, name: str) -> None:
         self.points.append(name)

@@ -5,118 +5,61 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
+from csi_local.engine.api import VolumeView
 from csi_local.engine.survey import Survey
 from csi_local.kube import resources
-from csi_local.kube.agent import Agent
-from csi_local.kube.api import Api
-from csi_local.kube.events import Events
 from csi_local.kube.pool_resource import new_pool
-from csi_local.kube.resources import NODE_LABEL, VOLUMES, answered
+from csi_local.kube.resources import VOLUMES
+from csi_local.kube.volume_kind import VolumeKind
 from csi_local.kube.volume_resource import new_volume, ready_status, volume_view
 from csi_local.model.errors import NotFound
 from csi_local.model.parameters import parse_parameters
 from csi_local.model.pool import parse_pool
 from csi_local.model.volume import CapacityRange, volume_id
 from csi_local.plan.request import VolumeRequest
-from tests.fake.kubernetes import Kubernetes
 from tests.observe import until
 from tests.unit.rig import PATIENCE_S, Rig, capability
+from tests.unit.stage import NODE, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from csi_local.kube.api import Object
     from csi_local.model.quantity import Bytes
+    from tests.fake.kubernetes import Kubernetes
 
 MIB = 1 << 20
-NODE = "node-1"
 NOW = "2026-01-01T00:00:00Z"
 CLAIM = {"csi.storage.k8s.io/pvc/namespace": "shop", "csi.storage.k8s.io/pvc/name": "db"}
 UID = "0a1b2c3d-0000-1111-2222-333344445555"
 
 
-class Scene:
-    """A node, its agent, and the controller as the test plays it."""
+class Scene(Stage[VolumeView]):
+    """A node with its volumes."""
 
-    def __init__(self, cluster: Kubernetes, rig: Rig) -> None:
-        self.cluster = cluster
-        self.rig = rig
-        self.told: list[tuple[str, str]] = []
-        self.agents: list[Agent] = []
-        self.at_point: Callable[[str], None] = lambda _name: None
+    collection = VOLUMES
 
-    def start(self) -> None:
-        """Start an agent; one that runs already is told to stop."""
-        self.stop()
-        self.api = api = Api(self.cluster.credentials)
-        agent = Agent(
-            api,
-            NODE,
-            (self.rig.volumes, self.rig.sizes),
-            Events(api, NODE),
-            told=lambda operation, result, _seconds: self.told.append((operation, result)),
-            changed=lambda: None,
-            crash_point=self._pass,
-            workers=1,
-        )
-        agent.start()
-        self.agents.append(agent)
-        self.survey = Survey(self.rig.volumes, self.rig.pools, agent.surveyed)
-
-    def _pass(self, name: str) -> None:
-        self.at_point(name)
-
-    def stop(self) -> None:
-        """Stop it."""
-        for agent in self.agents:
-            agent.stop()
-            self.api.close()
-        self.agents.clear()
+    def kind(self) -> VolumeKind:
+        """Volumes of the rig."""
+        return VolumeKind(self.rig.volumes, self.rig.sizes, NODE)
 
     def look(self) -> None:
         """Have the node look at its volumes."""
-        cache = self.agents[0].cache
-        until(lambda: cache.synced and cache.items() == self._mine(), "the agent knows what there is")
-        self.survey.look()
+        self.wait_known()
+        self.survey().look()
 
-    def _mine(self) -> list[Object]:
-        return self.cluster.all(VOLUMES, resources.selector(NODE))
+    def survey(self) -> Survey:
+        """What looks at them."""
+        agent = self.agents[0]
+        return Survey(self.rig.volumes, self.rig.pools, lambda found: agent.surveyed([one.view for one in found]))
 
     def want(self, name: str, size: int, parameters: Mapping[str, str] | None = None, node: str = NODE) -> str:
         """Want a volume; return the name of its resource."""
-        wanted = new_volume(_request(name, size, parameters or {}), volume_id(name), node)
-        return str(self.cluster.create(VOLUMES, wanted)["metadata"]["name"])
-
-    def change(self, name: str, **spec: Any) -> None:  # noqa: ANN401
-        """Want something else of a volume."""
-        now = self.cluster.get(VOLUMES, name)
-        patch: Object = {"spec": {"attempt": now["spec"]["attempt"] + 1, **spec}}
-        if "nodeName" in spec:
-            patch["metadata"] = {"labels": {NODE_LABEL: spec["nodeName"]}}
-        self.cluster.patch(VOLUMES, name, patch)
-
-    def answer(self, name: str) -> Object:
-        """Wait for the answer; return the status."""
-        found = self.cluster.until(VOLUMES, name, lambda now: now is not None and answered(now))
-        return dict(found["status"])
-
-    def wait_gone(self, name: str) -> None:
-        """Wait until a resource is gone."""
-        self.cluster.until(VOLUMES, name, lambda now: now is None)
-
-    def events(self) -> list[tuple[str, str]]:
-        """Return the Events: what about, and why."""
-        spaces = (resources.events("shop"), resources.events("default"))
-        found = [event for space in spaces for event in self.cluster.all(space)]
-        return [(event["involvedObject"]["kind"], event["reason"]) for event in found]
-
-    def writes(self) -> list[str]:
-        """Return what the agent has written, in order."""
-        return [f"{method} {path}" for method, path in self.cluster.requests if method != "GET"]
+        return self.ask(new_volume(_request(name, size, parameters or {}), volume_id(name), node))
 
 
 def _request(name: str, size: int, parameters: Mapping[str, str]) -> VolumeRequest:
@@ -126,19 +69,6 @@ def _request(name: str, size: int, parameters: Mapping[str, str]) -> VolumeReque
         capabilities=(capability(),),
         parameters=parse_parameters({"pool": "loops", **parameters}),
     )
-
-
-@pytest.fixture
-def cluster() -> Iterator[Kubernetes]:
-    with Kubernetes() as made:
-        yield made
-
-
-@pytest.fixture
-def rig() -> Rig:
-    made = Rig(node_name=NODE)
-    made.start()
-    return made
 
 
 @pytest.fixture
@@ -310,7 +240,7 @@ def test_without_an_api_it_waits(scene: Scene) -> None:
     scene.cluster.down()
     scene.rig.volumes.create(_request("lost", 16 * MIB, {}), PATIENCE_S)
     scene.start()
-    scene.survey.look()
+    scene.survey().look()
     assert not scene.agents[0].problem
     scene.cluster.up()
     scene.answer("data")
@@ -358,12 +288,14 @@ class TestAdoption:
         scene.start()
         name = scene.want("data", 16 * MIB)
         scene.answer(name)
-        scene.look()
-        seen = scene.survey.found
+        scene.wait_known()
+        survey = scene.survey()
+        survey.look()
+        seen = survey.found
         scene.change(name, state="Absent")
         scene.wait_gone(name)
         until(lambda: scene.agents[0].cache.get(name) is None, "it is gone here too")
-        scene.agents[0].surveyed(seen)  # a look that began before
+        scene.agents[0].surveyed([one.view for one in seen])  # a look that began before
         scene.answer(scene.want("other", 16 * MIB))
         assert [one["metadata"]["name"] for one in scene.cluster.all(VOLUMES)] == ["other"]
 

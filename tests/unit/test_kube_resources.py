@@ -10,14 +10,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from csi_local.engine.api import VolumeView
-from csi_local.kube import resources, volume_resource
+from csi_local.engine.api import GroupView, SnapshotView, VolumeView
+from csi_local.kube import group_resource, resources, snapshot_resource, volume_resource
 from csi_local.kube.credentials import from_kubeconfig, in_cluster
 from csi_local.kube.pool_resource import new_pool, pool_status, pool_view
 from csi_local.model import errors
 from csi_local.model.parameters import LABELS, parse_parameters
 from csi_local.model.pool import Abilities, Media, PoolKind, PoolSpec, PoolView, QuotaSupport
 from csi_local.model.quantity import GIB, Bytes
+from csi_local.model.snapshot import (
+    ContentSource,
+    GroupId,
+    GroupRecord,
+    GroupRequest,
+    SnapshotRequest,
+    SourceKind,
+)
 from csi_local.model.volume import (
     AccessMode,
     BlockAccess,
@@ -28,6 +36,7 @@ from csi_local.model.volume import (
     check_name,
     volume_id,
 )
+from csi_local.plan import copying
 from csi_local.plan.request import VolumeRequest, check_same, new_record
 from tests.fake.schemas import complaint
 
@@ -121,7 +130,7 @@ class TestVolume:
         assert resources.node_of(found) == found["metadata"]["labels"][resources.NODE_LABEL] == "node-a"
         assert not resources.answered(found)
         assert not volume_resource.made(found)
-        assert not volume_resource.wanted_absent(found)
+        assert not resources.wanted_absent(found)
         assert found["metadata"]["finalizers"] == [resources.FINALIZER]
 
     def test_claim(self) -> None:
@@ -197,20 +206,101 @@ class TestVolume:
     def test_health(self) -> None:
         found = stored(volume_resource.new_volume(SIMPLE, VolumeId("pvc-1"), "a"))
         ready = patched(found, volume_resource.ready_status(found, view(), now=NOW))
-        assert volume_resource.health_status(ready, "", now=LATER) is None
-        patch = volume_resource.health_status(ready, "its data is gone", now=LATER)
+        assert resources.health_status(ready, "", now=LATER) is None
+        patch = resources.health_status(ready, "its data is gone", now=LATER)
         assert patch is not None
         ill = patched(ready, patch)
         assert volume_resource.volume_view(ill).problem == "its data is gone"
         assert condition(ill, "Healthy") == ("False", "its data is gone", LATER)
         assert condition(ill, "Ready") == ("True", "", NOW)
-        assert volume_resource.health_status(ill, "its data is gone", now=LATER) is None
+        assert resources.health_status(ill, "its data is gone", now=LATER) is None
+
+    @pytest.mark.parametrize("kind", SourceKind)
+    def test_a_source(self, kind: SourceKind) -> None:
+        request = replace(SIMPLE, source=ContentSource(kind=kind, id="it"))
+        found = stored(volume_resource.new_volume(request, VolumeId("pvc-1"), "a"))
+        assert volume_resource.volume_request(found) == request
+        record = replace(new_record(SIMPLE, now=1), source=request.source_text)
+        ready = patched(found, volume_resource.ready_status(found, replace(view(), record=record), now=NOW))
+        shown = volume_resource.volume_view(ready).record
+        assert shown is not None
+        check_same(shown, request)
+        assert volume_resource.volume_request(stored(volume_resource.adopted_volume(record, "a"))).source is not None
 
     def test_adopted(self) -> None:
         request = replace(SIMPLE, parameters=parse_parameters({"backend": "directory", "quota": "advisory"}))
         record = new_record(request, now=1)
         found = stored(volume_resource.adopted_volume(record, "a"))
         check_same(record, volume_resource.volume_request(found))
+
+
+def taken(group: str = "", ready: bool = True) -> SnapshotView:  # noqa: FBT001, FBT002 (as the engine's)
+    asked = SnapshotRequest(name="daily", source="pvc-1", labels=NAMED)
+    record = copying.new_snapshot(asked, new_record(SIMPLE, now=1), now=1_764_100_000_123_456_789)
+    return SnapshotView(id=record.id, pool="fast", record=replace(record, group=group), ready=ready)
+
+
+NAMED = {"csi.storage.k8s.io/volumesnapshot/name": "daily"}
+
+
+class TestSnapshot:
+    @settings(deadline=None)
+    @given(NAMES, NAMES)
+    def test_request_there_and_back(self, name: str, source: str) -> None:
+        request = SnapshotRequest(name=name, source=source, labels=NAMED)
+        found = stored(snapshot_resource.new_snapshot(request, "node-a"))
+        assert snapshot_resource.snapshot_request(found) == request
+        assert found["metadata"]["finalizers"] == [resources.FINALIZER]
+        assert not snapshot_resource.made(found)
+
+    def test_what_is_shown_is_enough_to_make_a_volume_of(self) -> None:
+        found = stored(snapshot_resource.new_snapshot(SnapshotRequest(name="daily", source="pvc-1", labels=NAMED), "a"))
+        ready = patched(found, snapshot_resource.ready_status(found, taken(), now=NOW))
+        shown, there = snapshot_resource.snapshot_view(ready).record, taken().record
+        assert shown is not None
+        assert there is not None
+        assert (shown.id, shown.name, shown.source, shown.labels) == (there.id, there.name, there.source, there.labels)
+        assert shown.created == there.created // 1000 * 1000
+        copy = replace(SIMPLE, name="copy", source=ContentSource(kind=SourceKind.SNAPSHOT, id="daily"))
+        made = [new_record(copy, now=1, like=one.volume) for one in (shown, there)]
+        assert len({(one.size, one.backend, one.block, one.filesystem, one.source) for one in made}) == 1
+
+    def test_copied_for_a_while(self) -> None:
+        found = stored(snapshot_resource.new_snapshot(SnapshotRequest(name="daily", source="pvc-1"), "a"))
+        pending = patched(found, snapshot_resource.ready_status(found, taken(ready=False), now=NOW))
+        assert snapshot_resource.made(pending)
+        assert not snapshot_resource.ready(pending)
+        assert not snapshot_resource.snapshot_view(pending).ready
+        assert condition(pending, "Ready") == ("False", "", NOW)
+        assert resources.says(pending, snapshot_resource.ready_status(pending, taken(ready=False), now=LATER))
+        ready = patched(pending, snapshot_resource.ready_status(pending, taken(), now=LATER))
+        assert (ready["status"]["phase"], condition(ready, "Ready")) == ("Ready", ("True", "", LATER))
+        failed = patched(pending, snapshot_resource.failed_status(pending, errors.Unavailable("EIO"), now=LATER))
+        assert not snapshot_resource.made(failed)
+        later = patched(ready, snapshot_resource.failed_status(ready, errors.Unavailable("EIO"), now=LATER))
+        assert snapshot_resource.snapshot_view(later) == snapshot_resource.snapshot_view(ready)
+
+    def test_adopted(self) -> None:
+        view = taken()
+        assert view.record is not None
+        found = stored(snapshot_resource.adopted_snapshot(view.record, "a"))
+        copying.check_same_snapshot(view.record, snapshot_resource.snapshot_request(found))
+
+
+class TestGroup:
+    def test_there_and_back(self) -> None:
+        request = GroupRequest(name="both", sources=("pvc-1",), labels=NAMED)
+        found = stored(group_resource.new_group(request, "node-a"))
+        assert group_resource.group_request(found) == request
+        assert not group_resource.made(found)
+        member = taken("both")
+        record = GroupRecord(id=GroupId("both"), name="both", members=(member.id,), created=5_000)
+        view = GroupView(record=record, members=(member,))
+        ready = patched(found, group_resource.ready_status(found, view, now=NOW))
+        shown = group_resource.group_view(ready)
+        assert (shown.record, shown.pool, shown.problem) == (record, "fast", "")
+        assert [one.record.group for one in shown.members if one.record] == ["both"]
+        assert group_resource.group_request(stored(group_resource.adopted_group(view, "a"))) == request
 
 
 class TestPool:
