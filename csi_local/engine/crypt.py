@@ -15,7 +15,7 @@ from csi_local.model.errors import Busy, CommandFailed, FailedPrecondition, Sysc
 from csi_local.model.observed import FileKind, MappedDevice
 from csi_local.model.operations import CloseEncrypted, Operation
 from csi_local.model.secret import Secret
-from csi_local.model.volume import Encryption, FormatState, VolumeRecord
+from csi_local.model.volume import Encryption, FormatState, VolumeId, VolumeRecord
 from csi_local.plan import opening
 from csi_local.plan.opening import LayerSeen
 from csi_local.plan.staging import let_go
@@ -104,6 +104,15 @@ class Layers:
             ) from error
         copied = self._host.stat(pool.layout.header_copy(record.id)) is not None
         return LayerSeen(bytes_there=there, loops=loops, over=over, named=named, signature=signature, copied=copied)
+
+    def close_lost(self, volume: VolumeId) -> None:
+        """Close a volume whose pool cannot be asked, unless somebody uses it: what is open keeps the pool's disk."""
+        for device in self._host.all_mapped():
+            if device.name == luks.mapper_name(volume):
+                try:
+                    self._executor.run("leave-close", (CloseEncrypted(opened=device),))
+                except SyscallFailed as error:
+                    _log.warning("volume %s stays open: %s", volume, error)
 
     def close(self, pool: Pool, record: VolumeRecord) -> None:
         """Close a volume that nobody uses."""

@@ -1,5 +1,6 @@
 """Carrying out a plan: operation after operation, a crash point before each and after the last, undone on failure."""
 
+import errno
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field
 from csi_local.engine.erasing import remove_erased
 from csi_local.host.api import Host, Proceed
 from csi_local.model import operations as op
-from csi_local.model.errors import DriverError, FailedPrecondition
+from csi_local.model.errors import DriverError, FailedPrecondition, SyscallFailed
 from csi_local.model.observed import Device, LoopDevice, MappedDevice
 from csi_local.model.secret import Secret
 from csi_local.store.records import encode
@@ -208,7 +209,7 @@ class Executor:
             case op.EraseHeader(path=path):
                 host.erase_header(path)
             case op.KeepHeader(path=path, source=source):
-                host.copy_header(source, path)
+                self._keep_header(path, source)
             case op.RestoreHeader(path=path, source=source):
                 host.restore_header(source, path)
             case op.ResizeEncrypted(opened=opened, size=size):
@@ -231,6 +232,15 @@ class Executor:
                     host.remove_key(path, run.its_key())
             case _:
                 raise NotImplementedError(operation.describe())
+
+    def _keep_header(self, path: str, source: str) -> None:
+        """It is for a bad day; on a full pool a volume is used without, and the next staging tries again."""
+        try:
+            self._host.copy_header(source, path)
+        except SyscallFailed as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _log.warning("there is no copy of the header of %s: %s", source, error)
 
     def _attach(self, operation: op.Attach, run: _Run) -> None:
         run.loop = run.held.enter_context(

@@ -105,6 +105,9 @@ class Observer:
         if mount.root.endswith(f"/volumes/{volume}/data"):
             return True
         node = self._host.stat(mount.source if mount.source.startswith("/dev/") else mount.point)
+        name = luks.mapper_name(volume)
+        if node is not None and any((node.special, name) == (one.device, one.name) for one in self._host.all_mapped()):
+            return True
         image = self._host.backing_path(node.special) if node is not None and node.kind is FileKind.BLOCK else ""
         return image.endswith(f"/volumes/{volume}/disk.img")
 

@@ -271,6 +271,7 @@ def _format(pool: PoolSeen, volume: VolumeSeen, record: VolumeRecord, path: str)
 
 def _loops(pool: PoolSeen) -> Iterator[Finding]:
     blocks = {volume.id: volume.record.block for volume in pool.volumes if volume.record}
+    encrypted = {volume.id for volume in pool.volumes if volume.record and volume.record.encryption}
     for loop in pool.loops:
         if loop.volume is None:
             yield _orphan(pool, loop)
@@ -281,7 +282,10 @@ def _loops(pool: PoolSeen) -> Iterator[Finding]:
         elif not loop.points:
             severity = Severity.INFO if pool.busy else Severity.WARNING
             found = f"attached for volume {loop.volume}, mounted nowhere"
-            fix = f"staging takes it over; or see who has it open, then losetup -d {loop.device.path}"
+            close = f"losetup -d {loop.device.path}"
+            if loop.volume in encrypted:
+                close = f"cryptsetup close {luks.mapper_name(loop.volume)}"
+            fix = f"staging takes it over; or see who has it open, then {close}"
             yield replace(say(pool, severity, loop.device.path, found, fix), volume=loop.volume)
     writable = defaultdict(list)
     for loop in pool.loops:

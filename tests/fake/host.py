@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from csi_local.model.observed import FileKind
 from tests.fake.calls import call
 from tests.fake.copying import FakeCopying
+from tests.fake.kernel import LOOP_MAJOR
 from tests.fake.tree import failed
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class FakeInspection(FakeCopying):
     @call
     def backing_path(self, device: int) -> str:
         """See `Inspection.backing_path`: where it is now, or was when it was removed."""
-        loop = self.attached.get(os.minor(device))
+        loop = self.attached.get(os.minor(device)) if os.major(device) == LOOP_MAJOR else None
         if loop is None:
             return ""
         return loop.image.node.last_path or self.path_of(loop.image)

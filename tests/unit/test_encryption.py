@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+import errno
 import json
-import pickle
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,6 @@ from csi_local.engine.keys import MAX_KEY
 from csi_local.engine.rotation import Rotator
 from csi_local.model.errors import (
     AlreadyExists,
-    Busy,
     DriverError,
     FailedPrecondition,
     InvalidArgument,
@@ -26,135 +24,26 @@ from csi_local.model.errors import (
     Unauthenticated,
     Unavailable,
 )
-from csi_local.model.observed import FileInfo, FileKind, LoopDevice, MappedDevice, Signature
-from csi_local.model.operations import CloseEncrypted, FormatEncrypted, KeepHeader, OpenEncrypted, WriteRecord
-from csi_local.model.quantity import MIB, Bytes
-from csi_local.model.secret import Secret
+from csi_local.model.quantity import MIB
 from csi_local.model.snapshot import ContentSource, GroupRequest, SnapshotRequest, SourceKind
 from csi_local.model.volume import (
     HEADER,
-    BackendKind,
     Cipher,
-    Encryption,
     FormatState,
     VolumeId,
     VolumeRecord,
 )
-from csi_local.plan.opening import LayerSeen, open_layer, opened
-from csi_local.store.layout import Layout
 from tests.unit.rig import PATIENCE_S, RUN_DIR, Rig, capability, key, request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+
+    from csi_local.model.secret import Secret
 
 FS_TYPE = "csi.storage.k8s.io/fstype"
 LUKS = {"encryption": "luks2", FS_TYPE: "ext4"}
 SIZE = 64 * MIB
 STAGING = "/kubelet/staging"
-
-
-class TestSecret:
-    def test_it_is_shown_nowhere(self) -> None:
-        secret = Secret(b"hunter2")
-        shown = (repr(secret), str(secret), f"{secret}", f"{secret:>20}", "%s %r" % (secret, secret), repr([secret]))  # noqa: UP031
-        assert not [text for text in shown if "hunter2" in text]
-        with pytest.raises(TypeError):
-            pickle.dumps(secret)
-
-    def test_it_is_gone_afterwards(self) -> None:
-        with Secret(b"hunter2") as secret:
-            data = secret._data
-            assert secret.reveal() == b"hunter2"
-        assert (bytes(data), secret.reveal(), len(secret)) == (b"", b"", 0)
-
-
-# --- the plan
-
-IMAGE = FileInfo(
-    kind=FileKind.FILE, size=SIZE + HEADER, allocated=SIZE + HEADER, device=1, inode=2, special=0, mount_root=False,
-    gid=0, mode=0o600,
-)  # fmt: skip
-OLD, NEW, OTHER = "aaaa-old", "bbbb-new", "cccc-other"
-LOOP = LoopDevice(path="/dev/loop1", device=1793, backing=(1, 2), read_only=False, autoclear=True)
-OPEN = MappedDevice(
-    path="/dev/dm-0", device=64768, read_only=False, name="csi-local-v", uuid="CRYPT-LUKS2-aaaaold-csi-local-v",
-    below=(1793,),
-)  # fmt: skip
-BY_HAND = replace(OPEN, name="by-hand", uuid="CRYPT-LUKS2-aaaaold-by-hand")
-ANOTHERS = replace(OPEN, uuid="CRYPT-LUKS2-ccccother-csi-local-v", below=(1794,))
-STALE = replace(OPEN, below=())
-
-
-def volume(state: FormatState) -> tuple[VolumeRecord, Encryption]:
-    """Return a record, and how it is encrypted."""
-    how = Encryption(state=state, uuid="" if state is FormatState.UNFORMATTED else OLD)
-    record = VolumeRecord(id=VolumeId("v"), name="v", size=Bytes(SIZE), backend=BackendKind.LOOPFILE, encryption=how)
-    return record, how
-
-
-def everything_seen() -> Iterator[LayerSeen]:
-    """Yield every combination of what can be observed."""
-    signatures = [None, *(Signature(type=t, uuid=u) for t in ("crypto_LUKS", "ext4") for u in (OLD, NEW, OTHER, ""))]
-    overs = ((), (OPEN,), (BY_HAND,), (OPEN, BY_HAND))
-    names = (None, OPEN, ANOTHERS, STALE)
-    images = (None, IMAGE, replace(IMAGE, size=SIZE), replace(IMAGE, kind=FileKind.DIRECTORY))
-    for there, loops, over, named, signature in itertools.product(images, ((), (LOOP,)), overs, names, signatures):
-        yield LayerSeen(bytes_there=there, loops=loops, over=over, named=named, signature=signature)
-
-
-@pytest.mark.parametrize("state", [FormatState.UNFORMATTED, FormatState.FORMATTING, FormatState.FORMATTED])
-def test_a_header_is_made_once(state: FormatState) -> None:
-    record, how = volume(state)
-    planned = 0
-    for seen in everything_seen():
-        try:
-            operations = open_layer(record, how, Layout("/pool"), seen, NEW)
-        except DriverError:
-            continue
-        planned += 1
-        formats = [one for one in operations if isinstance(one, FormatEncrypted)]
-        assert bool(formats) == (state is not FormatState.FORMATTED)
-        assert seen.bytes_there == IMAGE
-        assert seen.named in (None, OPEN, STALE)
-        if not formats:
-            assert seen.signature == Signature(type="crypto_LUKS", uuid=OLD)
-            continue
-        written = [one.record.encryption for one in operations if isinstance(one, WriteRecord)]
-        uuid = NEW if state is FormatState.UNFORMATTED else OLD
-        assert [(one.state, one.uuid) for one in written if one][-1] == (FormatState.FORMATTED, uuid)
-        if state is FormatState.UNFORMATTED:
-            assert [one.state for one in written if one] == [FormatState.FORMATTING, FormatState.FORMATTED]
-            assert isinstance(operations[0] if not seen.named else operations[1], WriteRecord)
-        assert seen.signature is None or (state is FormatState.FORMATTING and seen.signature.uuid == OLD)
-        assert [type(one) for one in operations[-2:]] == [OpenEncrypted, KeepHeader]
-    assert planned
-
-
-def test_whose_device_it_is() -> None:
-    record, how = volume(FormatState.FORMATTED)
-    assert opened(record, how, LayerSeen()) is None
-    assert opened(record, how, LayerSeen(over=(OPEN,), named=OPEN)) == OPEN
-    assert opened(record, how, LayerSeen(named=STALE)) is None
-    with pytest.raises(FailedPrecondition, match="is open as by-hand"):
-        opened(record, how, LayerSeen(over=(BY_HAND,)))
-    with pytest.raises(FailedPrecondition, match="has the name csi-local-v"):
-        opened(record, how, LayerSeen(named=ANOTHERS))
-
-
-def test_a_stale_one_is_closed_first() -> None:
-    record, how = volume(FormatState.FORMATTED)
-    header = Signature(type="crypto_LUKS", uuid=OLD)
-    seen = LayerSeen(bytes_there=IMAGE, named=STALE, signature=header)
-    assert open_layer(record, how, Layout("/pool"), seen, NEW)[0] == CloseEncrypted(opened=STALE)
-
-
-def test_cryptsetup_of_a_dead_driver_is_waited_for() -> None:
-    record, how = volume(FormatState.FORMATTING)
-    with pytest.raises(Busy, match="still being formatted"):
-        open_layer(record, how, Layout("/pool"), LayerSeen(bytes_there=IMAGE, loops=(LOOP,)), NEW)
-
-
-# --- the engine
 
 
 @pytest.fixture
@@ -252,6 +141,37 @@ def test_a_node_without_dm_crypt(rig: Rig) -> None:
 def test_a_directory_cannot_be_encrypted(rig: Rig) -> None:
     with pytest.raises(InvalidArgument, match="use backend: loopfile"):
         create(rig, parameters={"backend": "directory", "encryption": "luks2"})
+
+
+@pytest.mark.parametrize("block", [False, True])
+def test_pods_go_though_their_disk_is_gone(rig: Rig, *, block: bool) -> None:
+    """As far as the kernel's tables tell: neither mount nor open device keeps the disk from coming back."""
+    name, path = "data", f"{STAGING}-data"
+    create(rig, name, {"encryption": "luks2"} if block else None, block=block)
+    rig.host.make_dirs(path)
+    wanted = capability(block=block)
+    rig.publisher.stage(name, path, wanted, PATIENCE_S, key())
+    rig.publisher.publish(name, (path, "/kubelet/target"), wanted, PATIENCE_S, read_only=False)
+    (pool,) = rig.pools.all()
+    rig.pools._open.clear()
+    rig.pools._missing[pool.spec.name] = "its disk is gone"
+    rig.publisher.unpublish(name, "/kubelet/target", PATIENCE_S)
+    rig.publisher.unstage(name, path, PATIENCE_S)
+    assert rig.host.stat("/kubelet/target") is None
+    assert not [mount for mount in rig.host.mounts("/dev/dm-") if mount.point.startswith("/kubelet")]
+    assert bool(rig.host.mapped) == block, (
+        "as a loop device, that of raw block stays until it is unstaged with its disk"
+    )
+
+
+def test_a_full_pool_has_no_room_for_a_copy_of_the_header(rig: Rig) -> None:
+    create(rig)
+    rig.host.fail("copy_header", errno.ENOSPC)
+    path = stage(rig, given=key())
+    assert rig.host.stat(rig.pool_of("data").layout.header_copy(VolumeId("data"))) is None
+    rig.publisher.unstage("data", path, PATIENCE_S)
+    stage(rig, given=key())
+    assert rig.host.stat(rig.pool_of("data").layout.header_copy(VolumeId("data"))) is not None
 
 
 # --- copies
