@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
+from tests.e2e.processes import eventually
 from tests.e2e.workloads import claim_manifest, pod_spec, with_claim
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from tests.e2e.api import Object
     from tests.e2e.cluster import Cluster
+    from tests.e2e.node import Node
     from tests.e2e.workloads import Workloads
 
 pytestmark = pytest.mark.e2e
@@ -24,6 +26,7 @@ CLASS = "local"
 RESTORED = "immediate"
 """A StorageClass that says nothing of a filesystem, so that a copy has its source's."""
 ROUNDS = 3
+UNSTAGE_SECONDS = 60.0
 
 DATABASE = """
 n=0
@@ -149,16 +152,28 @@ def test_each_snapshot_under_load_is_a_database_that_needs_no_repair(
     for (before, _, after), again in zip(taken, claims, strict=True):
         assert before <= int(read(workloads, again, CONSISTENT)) <= after + 1
         node, image = image_of(workloads, again)
-        workloads.cluster.node(node).run(*CHECKS[filesystem], image)
+        unstaged(node, image)
+        node.run(*CHECKS[filesystem], image)
     assert taken[0][0] < taken[-1][0], "the database did not get on between the snapshots"
 
 
-def image_of(workloads: Workloads, claim: str) -> tuple[str, str]:
+def image_of(workloads: Workloads, claim: str) -> tuple[Node, str]:
     """The node of a claim's volume, and its image there."""
     name = workloads.bound(claim)["spec"]["csi"]["volumeHandle"]
     found = workloads.cluster.api.get("LocalVolume", name)
     assert found is not None
-    return found["spec"]["nodeName"], f"/mnt/{found['status']['pool']}/volumes/{name}/disk.img"
+    node = workloads.cluster.node(found["spec"]["nodeName"])
+    return node, f"/mnt/{found['status']['pool']}/volumes/{name}/disk.img"
+
+
+def unstaged(node: Node, image: str) -> None:
+    """Wait until the kubelet has let go of a volume, which it does after its pod has left the API."""
+    folder = Path(image).parent.name
+
+    def gone() -> bool:
+        return not any(folder in file for file in node.loop_devices().values())
+
+    eventually(f"{image} is unstaged", UNSTAGE_SECONDS, gone)
 
 
 def test_a_group_is_of_one_moment(workloads: Workloads) -> None:
