@@ -15,10 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
-from tests.e2e import bench, binaries, cluster, external, images, install, node, sandbox
-from tests.e2e.provided import Provided
+from tests.e2e import bench, binaries, cluster, external, images, install, node, sandbox, scenarios
 
 ROOT = Path(__file__).parents[2]
 LOGS = ROOT / ".e2e/logs"
@@ -66,7 +63,8 @@ def inside(folder: Path, argv: list[str]) -> int:
         match argv[0]:
             case "scenarios":
                 made.control_plane.snapshots.start()
-                return pytest.main(["-m", "e2e", "tests/e2e", *argv[1:]], plugins=[Provided(made)])
+                install.make_snapshot_classes(made)
+                return scenarios.run(made, argv[1:])
             case "external":
                 return external.run(made, ROOT / ".e2e/external", argv[1:])
             case "bench":

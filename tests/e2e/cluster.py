@@ -38,7 +38,7 @@ class Cluster:
         self.logs = folder / "logs"
         self.logs.mkdir(exist_ok=True)
         names = [f"node-{letter}" for letter in "abcd"[:count]]
-        keys = folder / "keys"
+        self.keys = keys = folder / "keys"
         self.control_plane: ControlPlane = control_plane.make(keys, programs, self.logs, names)
         self.api = Api(keys)
         self.kubeconfig = keys / "admin.kubeconfig"

@@ -20,6 +20,7 @@ HELM = ROOT / ".tools/bin/helm"
 NAMESPACE = "csi-local"
 DRIVER = "csi-local.io"
 TOPOLOGY_KEY = "topology.csi-local.io/node"
+SNAPSHOT_CLASSES = ROOT / "deploy/examples/snapshotclasses.yaml"
 INSTALL_SECONDS = 60
 IMAGE_SECONDS = 600.0
 FSTYPE = "csi.storage.k8s.io/fstype"
@@ -86,6 +87,12 @@ def install(cluster: Cluster, **changed: Any) -> None:  # noqa: ANN401
     except AssertionError:
         collect(cluster)
         raise
+
+
+def make_snapshot_classes(cluster: Cluster) -> None:
+    """Make the snapshot classes that the examples show."""
+    for manifest in yaml.safe_load_all(SNAPSHOT_CLASSES.read_text()):
+        cluster.api.create(manifest)
 
 
 def collect(cluster: Cluster) -> None:

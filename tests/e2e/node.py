@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tests.e2e import control_plane, disks
 from tests.e2e.control_plane import NODE_NET, SERVICE_ADDRESS, SERVICE_NET
-from tests.e2e.processes import DIES_WITH_US, Daemon, eventually, run
+from tests.e2e.processes import DIES_WITH_US, STOP_SECONDS, Daemon, eventually, remove_cgroups, run
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,6 +122,15 @@ class Node:
             self._init.stdout.close()
             for daemon in self._daemons:
                 daemon.wait()
+            eventually(f"all that ran in {self.name} is gone", STOP_SECONDS, self._has_ended)
+            remove_cgroups()
+
+    def _has_ended(self) -> bool:
+        """Whether pid 1 is dead: the kernel kills the others first (pid_namespaces(7))."""
+        try:
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return True
 
     def ctr(self, *words: str) -> str:
         """Call containerd's own client on what belongs to Kubernetes."""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -17,6 +18,7 @@ T = TypeVar("T")
 
 DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
 """Even a SIGKILL of this process takes the program along (PR_SET_PDEATHSIG, prctl(2))."""
+CGROUPS = Path("/sys/fs/cgroup")
 STOP_SECONDS = 10.0
 LOOK_SECONDS = 0.05
 
@@ -41,6 +43,14 @@ def eventually(what: str, seconds: float, look: Callable[[], T | None]) -> T:
             raise AssertionError(f"not within {seconds:g} s: {what}")
         time.sleep(LOOK_SECONDS)
     return answer
+
+
+def remove_cgroups() -> None:
+    """Remove the cgroups of containers that are no more. A kubelet that starts looks for the container of each."""
+    for top in (CGROUPS / "k8s.io", *CGROUPS.glob("*/k8s.io")):
+        for below, _, _ in os.walk(top, topdown=False):
+            with suppress(OSError):  # in use
+                Path(below).rmdir()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -14,12 +14,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.e2e import disks
-from tests.e2e.processes import DIES_WITH_US
+from tests.e2e.processes import DIES_WITH_US, remove_cgroups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 PLACE = Path("/var/tmp")
 PREFIX = "csi-local-e2e-"
-CGROUPS = Path("/sys/fs/cgroup")
 INTERRUPTED = 128
 
 
@@ -61,10 +60,7 @@ def _locked(path: Path) -> Iterator[bool]:
 def clear(path: Path) -> list[str]:
     """Detach the loop devices whose files are in `path`, remove the cgroups of its containers, and the folder."""
     left = disks.detach_all(path)
-    for top in (CGROUPS / "k8s.io", *CGROUPS.glob("*/k8s.io")):
-        for below, _, _ in os.walk(top, topdown=False):
-            with suppress(OSError):  # another cluster's, in use
-                Path(below).rmdir()
+    remove_cgroups()
     shutil.rmtree(path)
     return left
 

@@ -130,6 +130,7 @@ def test_a_read_only_pod_cannot_write(workloads: Workloads) -> None:
     workloads.succeeded(workloads.pod(reader))
 
 
+@pytest.mark.alone
 def test_a_generic_ephemeral_volume_lives_as_long_as_its_pod(workloads: Workloads) -> None:
     pod = workloads.pod(with_volume(pod_spec(WRITE), ephemeral("ssd")))
     workloads.running(pod)
@@ -138,6 +139,7 @@ def test_a_generic_ephemeral_volume_lives_as_long_as_its_pod(workloads: Workload
     leaks.demand_none(workloads.cluster)
 
 
+@pytest.mark.alone
 def test_an_inline_volume_lives_as_long_as_its_pod(workloads: Workloads) -> None:
     source = {"csi": {"driver": "csi-local.io", "volumeAttributes": {"media": "ssd", "size": "64Mi"}}}
     pod = workloads.pod(with_volume(pod_spec(WRITE), source))

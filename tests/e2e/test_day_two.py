@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tests.e2e.cluster import Cluster
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 FOUND_SECONDS = 90.0
 """An agent looks once a minute what is on its disks."""

@@ -10,7 +10,7 @@ from tests.e2e.install import DRIVER, NAMESPACE, TOPOLOGY_KEY
 from tests.e2e.processes import eventually
 from tests.e2e.workloads import Workloads, pod_spec, with_claim
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 ROOM_SECONDS = 60.0
 CLASSES = ("ssd", "hdd", "directory", "thin-xfs", "immediate")

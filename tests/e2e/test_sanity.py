@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tests.e2e.cluster import Cluster
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 
 NODE = "node-a"
 """The only one with a disk of the kind that the volumes are made on, so that they are where they are staged."""

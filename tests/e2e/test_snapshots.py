@@ -6,22 +6,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import yaml
 
 from tests.e2e.processes import eventually
 from tests.e2e.workloads import claim_manifest, pod_spec, with_claim
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from tests.e2e.api import Object
-    from tests.e2e.cluster import Cluster
     from tests.e2e.node import Node
     from tests.e2e.workloads import Workloads
 
 pytestmark = pytest.mark.e2e
 
-CLASSES = Path(__file__).parents[2] / "deploy/examples/snapshotclasses.yaml"
 CLASS = "local"
 RESTORED = "immediate"
 """A StorageClass that says nothing of a filesystem, so that a copy has its source's."""
@@ -53,16 +50,6 @@ done; done 2>/dev/null & :"""
 CHECKS = {"ext4": ("e2fsck", "-fn"), "xfs": ("xfs_repair", "-n", "-f")}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def classes(cluster: Cluster) -> Iterator[None]:
-    made = list(yaml.safe_load_all(CLASSES.read_text()))
-    for manifest in made:
-        cluster.api.create(manifest)
-    yield
-    for manifest in made:
-        cluster.api.delete(manifest["kind"], manifest["metadata"]["name"])
-
-
 def snapshot(workloads: Workloads, claim: str) -> str:
     """Take a snapshot of a claim, and return its name when it is ready."""
     name = workloads.name("snapshot")
@@ -74,6 +61,18 @@ def snapshot(workloads: Workloads, claim: str) -> str:
 
 def ready(found: Object | None) -> bool:
     return bool(found and found.get("status", {}).get("readyToUse"))
+
+
+def node_of(workloads: Workloads, taken: str) -> str:
+    """Return the node that a snapshot is on."""
+    api = workloads.cluster.api
+    snapshot = api.get("VolumeSnapshot", taken)
+    assert snapshot is not None
+    content = api.get("VolumeSnapshotContent", snapshot["status"]["boundVolumeSnapshotContentName"])
+    assert content is not None
+    handle = content["status"]["snapshotHandle"]
+    listed = api.list("LocalSnapshot")
+    return next(str(one["spec"]["nodeName"]) for one in listed if one["status"].get("snapshotId") == handle)
 
 
 def restored(workloads: Workloads, source: str, size: str, kind: str = "VolumeSnapshot", *, block: bool = False) -> str:
@@ -103,7 +102,7 @@ def test_a_new_claim_has_what_was_there_when_the_snapshot_was_taken(workloads: W
     workloads.drop(claim)
     begins = {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": taken}
     again = workloads.create(claim_manifest(workloads.name("again"), storage_class, "640Mi", source=begins))
-    node = workloads.cluster.api.list("LocalSnapshot")[0]["spec"]["nodeName"]
+    node = node_of(workloads, taken)
     script = "cat /data/file; df -Pk /data | tail -1 | awk '{ print ($2 > 500 * 1024) }'"
     reader = workloads.pod(with_claim(pod_spec(script, once=True, node=node), again))
     workloads.succeeded(reader)
