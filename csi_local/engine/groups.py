@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from csi_local.engine.api import GroupView, SnapshotView
+from csi_local.engine.api import GroupView
 from csi_local.engine.copies import Copies
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
@@ -164,12 +164,10 @@ class Groups:
         grouping.check_members(view.record, members)
         return view
 
-    @staticmethod
-    def _view(pool: Pool, group: GroupId) -> GroupView:
+    def _view(self, pool: Pool, group: GroupId) -> GroupView:
         record = pool.store.snapshots.load_group(group)
         snapshots = [pool.store.snapshots.load(snapshot) for snapshot in record.members]
-        views = (SnapshotView(id=one.id, pool=pool.spec.name, record=one) for one in snapshots)
-        return GroupView(record=record, members=tuple(views))
+        return GroupView(record=record, members=tuple(self._sources.shown(pool, one) for one in snapshots))
 
 
 def _key(group: str) -> str:

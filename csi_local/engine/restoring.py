@@ -1,5 +1,6 @@
 """Volumes made from a snapshot or from another volume: near, by sharing blocks, or far, by a copy in the background."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +17,9 @@ from csi_local.model.volume import VolumeRecord
 from csi_local.plan import copying, life
 from csi_local.plan.copying import Origin, within_reach
 from csi_local.plan.request import VolumeRequest
+
+RecordOf = Callable[[VolumeRecord], VolumeRecord]
+"""The record of a volume that begins with the bytes of one which has that record."""
 
 
 def _asked(request: VolumeRequest) -> object:
@@ -49,20 +53,22 @@ class Restorer:
         """Whether a volume in *pool* can share blocks with its source."""
         return source.pool is pool and within_reach(pool.abilities)
 
-    def make(self, request: VolumeRequest, record: VolumeRecord, source: Source, pool: Pool, patience_s: float) -> None:
-        """Make a volume.
+    def make(self, request: VolumeRequest, record_of: RecordOf, source: Source, pool: Pool, patience_s: float) -> None:
+        """Make a volume. Its record is made when nobody else can change its source any more.
 
         Raises:
             Busy: its data is still being copied; the same request again finds it.
             FailedPrecondition: the source is in use, and cannot be copied while it is.
         """
         if self.near(source, pool):
-            with self._sources.held(source, patience_s) as seen, pool.promising(record):
-                self._run("restore", record, seen.origin, pool, near=True)
+            with self._sources.held(source, patience_s) as seen:
+                record = record_of(seen.origin.record)
+                with pool.promising(record):
+                    self._run("restore", record, seen.origin, pool, near=True)
             return
-        work = partial(self._copy, record, source, pool, patience_s)
+        work = partial(self._copy, record_of, source, pool, patience_s)
         reads = source.key if source.origin.kept or not within_reach(source.pool.abilities) else ""
-        done = self._copies.run(record.id, reads, _asked(request), work, patience_s)
+        done = self._copies.run(request.id, reads, _asked(request), work, patience_s)
         if not done:
             raise _still(request)
 
@@ -80,10 +86,11 @@ class Restorer:
         """Give up a copy that is making that volume; no error where there is none."""
         self._copies.cancel(volume, patience_s)
 
-    def _copy(self, record: VolumeRecord, source: Source, pool: Pool, patience_s: float, proceed: Proceed) -> None:
+    def _copy(self, record_of: RecordOf, source: Source, pool: Pool, patience_s: float, proceed: Proceed) -> None:
         """Copy data. What is within reach is cloned where it is first, so that what is copied is of one moment."""
         with self._sources.held(source, patience_s) as seen:
             origin, aside = seen.origin, ""
+            record = record_of(origin.record)
             if not origin.kept and within_reach(source.pool.abilities):
                 aside = f"{source.pool.layout.new(record.id)}:source"
                 leftover = self._host.stat(aside) is not None

@@ -20,7 +20,7 @@ from csi_local.model.snapshot import SnapshotId, SnapshotRecord, SnapshotRequest
 from csi_local.model.volume import check_name, known_id
 from csi_local.plan import copying, life
 from csi_local.plan.copying import within_reach
-from csi_local.store.layout import DATA, IMAGE
+from csi_local.store.layout import IMAGE
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +75,7 @@ class Snapshots:
         """
         snapshot = snapshot_id(check_name(request.name, "snapshot"))
         with self._locks.hold(snapshot_key(snapshot), patience_s):
+            coming = self._coming(snapshot)  # before the disk is looked at: it may end meanwhile
             pool = self._pools.locate_snapshot(snapshot)
             if pool is not None:
                 record = pool.store.snapshots.load(snapshot)
@@ -84,7 +85,7 @@ class Snapshots:
             source = self._sources.volume(request.source)
             if within_reach(source.pool.abilities):
                 return self._take(request, source, patience_s)
-            return self._copy(request, source, patience_s)
+            return self._copy(request, source, coming, patience_s)
 
     def _take(self, request: SnapshotRequest, source: Source, patience_s: float) -> SnapshotView:
         with self._sources.held(source, patience_s) as seen:
@@ -126,35 +127,42 @@ class Snapshots:
 
     # Copies of data
 
-    def _copy(self, request: SnapshotRequest, source: Source, patience_s: float) -> SnapshotView:
-        pool, origin = source.pool, source.origin
-        record = copying.new_snapshot(request, origin.record, now=self._clock())
-        record = replace(record, held=self._sources.holds(pool, origin))
-        asked = _Asked(request, pool.spec.name, record)
-        known = self._copies.asked().get(snapshot_key(record.id))
-        if known is None:
+    def _coming(self, snapshot: str) -> _Asked | None:
+        """What was asked for, where that snapshot is being copied."""
+        coming = self._copies.asked().get(snapshot_key(snapshot))
+        return coming if isinstance(coming, _Asked) else None
+
+    def _copy(self, request: SnapshotRequest, source: Source, coming: _Asked | None, patience_s: float) -> SnapshotView:
+        pool = source.pool
+        if coming is None:
             with self._sources.held(source, patience_s) as seen:
-                copying.check_can_be_copied(seen.origin)
-        elif isinstance(known, _Asked):
-            record = known.record
+                record = self._copied(copying.new_snapshot(request, seen.origin.record, now=self._clock()), seen)
+        else:
+            record = coming.record
 
         def work(proceed: Proceed) -> None:
             with self._sources.held(source, patience_s) as seen:  # whoever stages it from now on ends the copy
-                copying.check_can_be_copied(seen.origin)
-            place = pool.layout.new_snapshot(record.id)
+                last = self._copied(record, seen)
+            place = pool.layout.new_snapshot(last.id)
             leftover = self._host.stat(place) is not None
             pool.store.snapshots.prepare()
-            with pool.promising_snapshot(record):
+            with pool.promising_snapshot(last):
                 operations = (
-                    *copying.take(origin, place, pool.abilities, leftover=leftover),
-                    *copying.finish(record, place, pool.layout, pool.abilities),
+                    *copying.take(source.origin, place, pool.abilities, leftover=leftover),
+                    *copying.finish(last, place, pool.layout, pool.abilities),
                 )
                 self._executor.run("snapshot-copy", operations, proceed)
 
+        asked = _Asked(request, pool.spec.name, record)
         done = self._copies.run(snapshot_key(record.id), source.key, asked, work, patience_s)
         if done:
             record = pool.store.snapshots.load(record.id)
         return SnapshotView(id=record.id, pool=pool.spec.name, record=record, ready=done)
+
+    def _copied(self, record: SnapshotRecord, seen: Source) -> SnapshotRecord:
+        """A snapshot's record with its volume as it is seen now, where that can be copied."""
+        copying.check_can_be_copied(seen.origin)
+        return replace(record, volume=seen.origin.record, held=self._sources.holds(seen.pool, seen.origin))
 
     # The end
 
@@ -201,14 +209,11 @@ class Snapshots:
             NotFound: there is none.
             Unavailable: it may be in a pool that is missing.
         """
-        coming = self._copies.asked().get(snapshot_key(shown))
-        if isinstance(coming, _Asked):
+        if (coming := self._coming(shown)) is not None:
             return SnapshotView(id=coming.record.id, pool=coming.pool, record=coming.record, ready=False)
         pool, snapshot = self._pools.find_snapshot(shown)
-        view, place = self._view(pool, snapshot), pool.store.snapshots.find(snapshot)
-        if view.record is None or place is None or any(self._host.stat(f"{place}/{name}") for name in (IMAGE, DATA)):
-            return view
-        return replace(view, problem="its data is gone from the pool")
+        view = self._view(pool, snapshot)
+        return view if view.record is None else self._sources.shown(pool, view.record)
 
     @staticmethod
     def _view(pool: Pool, snapshot: SnapshotId) -> SnapshotView:
@@ -224,6 +229,7 @@ class Snapshots:
         The second value is where to go on, "" at the end.
         """
         views: dict[str, SnapshotView] = {}
+        under_way = self._copies.asked().values()  # before the disks are looked at: a copy may end meanwhile
         for pool in self._pools.all():
             for snapshot in pool.store.snapshots.all():
                 if snapshot > after:
@@ -231,7 +237,7 @@ class Snapshots:
                         views[snapshot] = self._view(pool, snapshot)
                     except NotFound:
                         continue  # deleted meanwhile
-        for coming in self._copies.asked().values():
+        for coming in under_way:
             if isinstance(coming, _Asked) and coming.record.id > after:
                 record = coming.record
                 views.setdefault(record.id, SnapshotView(id=record.id, pool=coming.pool, record=record, ready=False))

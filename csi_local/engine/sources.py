@@ -5,15 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from csi_local.engine.api import SnapshotView
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
 from csi_local.engine.pools import Pool, Pools
 from csi_local.host.api import Host
 from csi_local.model.errors import FailedPrecondition
 from csi_local.model.quantity import Bytes
-from csi_local.model.snapshot import ContentSource, SnapshotId, SourceKind
+from csi_local.model.snapshot import ContentSource, SnapshotId, SnapshotRecord, SourceKind
 from csi_local.model.volume import BackendKind, QuotaMode, VolumeId
-from csi_local.plan.copying import Origin
+from csi_local.plan.copying import Origin, check_whole, damage
 from csi_local.store.layout import DATA, IMAGE
 
 _SNAPSHOT = "snapshot "
@@ -58,9 +59,18 @@ class Sources:
             return self.volume(source.id)
         pool, snapshot = self._pools.find_snapshot(source.id)
         record = pool.store.snapshots.load(snapshot)
+        return Source(pool=pool, origin=self._origin(pool, record), key=snapshot_key(record.id))
+
+    @staticmethod
+    def _origin(pool: Pool, record: SnapshotRecord) -> Origin:
         name = DATA if record.volume.backend is BackendKind.DIRECTORY else IMAGE
-        path = f"{pool.store.snapshots.find(snapshot)}/{name}"
-        return Source(pool=pool, origin=Origin(record=record.volume, path=path, kept=True), key=snapshot_key(record.id))
+        return Origin(record=record.volume, path=f"{pool.store.snapshots.find(record.id)}/{name}", kept=True)
+
+    def shown(self, pool: Pool, record: SnapshotRecord) -> SnapshotView:
+        """A snapshot as it is shown, with what can be seen to be wrong with it."""
+        origin = self._origin(pool, record)
+        problem = damage(origin, self._host.stat(origin.path))
+        return SnapshotView(id=record.id, pool=pool.spec.name, record=record, problem=problem)
 
     def volume(self, shown: str) -> Source:
         """A volume, which has not been looked at yet.
@@ -84,16 +94,16 @@ class Sources:
 
         Raises:
             Busy: another operation on it is under way.
-            FailedPrecondition: its filesystem is mounted where it cannot be frozen.
+            FailedPrecondition: its filesystem is mounted where it cannot be frozen; or its bytes are not all there.
         """
         with self._locks.hold(source.key, patience_s):
-            if source.origin.kept:
-                source.pool.store.snapshots.load(self._pools.find_snapshot(source.key.partition(" ")[2])[1])
-                yield source
+            origin = source.origin
+            if origin.kept:
+                source.pool.store.snapshots.load(self._pools.find_snapshot(source.key.removeprefix(_SNAPSHOT))[1])
             else:
-                record = source.pool.store.load(VolumeId(source.key))
-                origin = dataclasses.replace(source.origin, record=record)
-                yield dataclasses.replace(source, origin=self._look(source.pool, origin))
+                origin = dataclasses.replace(origin, record=source.pool.store.load(VolumeId(source.key)))
+            check_whole(origin, self._host.stat(origin.path))
+            yield dataclasses.replace(source, origin=origin if origin.kept else self._look(source.pool, origin))
 
     def _look(self, pool: Pool, origin: Origin) -> Origin:
         record = origin.record

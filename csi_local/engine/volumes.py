@@ -4,6 +4,7 @@ import bisect
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 from csi_local.engine.api import VolumeView
 from csi_local.engine.copies import Copies
@@ -90,20 +91,21 @@ class Volumes:
     def _make(self, request: VolumeRequest, volume: VolumeId, patience_s: float) -> VolumeView:
         source = self._restorer.find(request.source) if request.source else None
         like = source.origin.record if source else None
-        record = new_record(request, now=int(self._clock()), like=like)
-        placement = self._place(request, record.size, source)
+        size, now = new_record(request, now=0, like=like).size, int(self._clock())
+        placement = self._place(request, size, source)
         if placement.pool is None and any(verdict.small for verdict in placement.verdicts):
             self._sweeper.finish(_SWEEP_WAIT_S)
-            placement = self._place(request, record.size, source)
+            placement = self._place(request, size, source)
         if placement.pool is None:
             raise ResourceExhausted(f"no pool fits volume {request.name!r}: {placement.explain()}")
         pool = self._pools.get(placement.pool)
         project, sector_size = pool.free_project(volume), pool.abilities.sector_size
-        record = new_record(request, now=record.created, project=project, sector_size=sector_size, like=like)
+        record_of = partial(new_record, request, now=now, project=project, sector_size=sector_size)
         if source is not None:
-            self._restorer.make(request, record, source, pool, patience_s)
+            self._restorer.make(request, lambda seen: record_of(like=seen), source, pool, patience_s)
             record = pool.store.load(volume)
         else:
+            record = record_of()
             leftover = self._host.stat(pool.layout.new(volume)) is not None
             operations = life.create(record, pool.layout, pool.abilities, leftover=leftover)
             with pool.promising(record):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from csi_local.backends import directory
 from csi_local.model.errors import AlreadyExists, FailedPrecondition
+from csi_local.model.observed import FileInfo, FileKind
 from csi_local.model.operations import (
     CloneImage,
     Commit,
@@ -78,6 +79,26 @@ def still(origins: tuple[Origin, ...]) -> tuple[tuple[Operation, ...], tuple[Ope
         *(Freeze(path=point) for point in points),
     )
     return before, tuple(Thaw(path=point) for point in reversed(points))
+
+
+def damage(origin: Origin, there: FileInfo | None) -> str:
+    """What can be seen to be wrong with an origin's bytes, as they are *there*; "" for nothing."""
+    kind = FileKind.DIRECTORY if origin.directory else FileKind.FILE
+    if there is None or there.kind is not kind:
+        return "its data is gone from the pool"
+    if not origin.directory and there.size < origin.record.image_size:
+        return f"its image has {there.size} bytes instead of {origin.record.image_size}; it was cut short"
+    return ""
+
+
+def check_whole(origin: Origin, there: FileInfo | None) -> None:
+    """See that nothing is missing of an origin: a copy has its whole size again, and zeros where that was.
+
+    Raises:
+        FailedPrecondition: something is.
+    """
+    if found := damage(origin, there):
+        raise FailedPrecondition(f"no copy is made of {origin.path}: {found}")
 
 
 def check_can_be_copied(origin: Origin) -> None:

@@ -1,0 +1,140 @@
+"""What becomes of copies whose source changes while they wait for it, or is not whole."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from csi_local.engine.copies import Copies
+from csi_local.engine.locks import KeyedLocks
+from csi_local.model.errors import FailedPrecondition
+from csi_local.model.quantity import MIB
+from csi_local.model.snapshot import SnapshotRequest
+from csi_local.model.volume import CapacityRange, FormatState, VolumeId
+from tests.unit.rig import PATIENCE_S
+from tests.unit.test_snapshots import BTRFS, EXT4, LOOP, OTHER, STAGING, XFS, Bench, Later, of_snapshot, of_volume
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SIZE = 64 * MIB
+
+
+class Overtaken(KeyedLocks):
+    """Locks of which one is had by somebody else first, once."""
+
+    def __init__(self, locks: KeyedLocks, key: str, first: Callable[[], None]) -> None:
+        super().__init__()
+        self._locks, self._key, self._first = locks, key, [first]
+
+    @contextmanager
+    def hold(self, key: str, patience_s: float) -> Iterator[None]:
+        if key == self._key and self._first:
+            self._first.pop()()
+        with self._locks.hold(key, patience_s):
+            yield
+
+
+def overtake(bench: Bench, key: str, first: Callable[[], None]) -> None:
+    """Have *first* done before any copy gets hold of its source."""
+    for sources in (bench.rig.snapshots._sources, bench.rig.volumes._restorer._sources):
+        sources._locks = Overtaken(sources._locks, key, first)
+
+
+class TestOvertaken:
+    """A pod starts, or its claim grows, while a copy of its volume waits for it."""
+
+    def used(self, bench: Bench, volume: str) -> None:
+        bench.stage(volume)
+        bench.rig.host.replace_file(f"{STAGING}/marker", b"then")
+        bench.unstage(volume)
+
+    def grown(self, bench: Bench, volume: str) -> None:
+        bench.rig.sizes.expand(volume, CapacityRange(required=2 * SIZE), None, PATIENCE_S)
+
+    def used_and_grown(self, bench: Bench, volume: str) -> None:
+        self.used(bench, volume)
+        self.grown(bench, volume)
+
+    @pytest.mark.parametrize("pools", [[XFS], [BTRFS], [XFS, OTHER]], ids=["xfs", "btrfs", "far"])
+    def test_a_clone_is_what_its_source_has_become(self, pools: list[str]) -> None:
+        bench = Bench(*pools)
+        volume = bench.volume("data", SIZE, {**LOOP, "pool": "main"})
+        overtake(bench, volume, lambda: self.used_and_grown(bench, volume))
+        clone = bench.restore("clone", of_volume(volume), parameters={**LOOP, "pool": pools[-1].partition("=")[0]})
+        assert clone.record is not None
+        assert clone.record.format is FormatState.FORMATTED
+        assert clone.record.size == 2 * SIZE
+        bench.stage(clone.id, "/kubelet/other")
+        assert bench.rig.host.read_file("/kubelet/other/marker") == b"then"
+
+    @pytest.mark.parametrize("pool", [XFS, EXT4], ids=["xfs", "ext4"])
+    def test_a_snapshot_is_of_what_its_source_has_become(self, pool: str) -> None:
+        bench = Bench(pool)
+        volume = bench.volume("data", SIZE)
+        overtake(bench, volume, lambda: self.used_and_grown(bench, volume))
+        record = bench.snapshot("daily", volume).record
+        assert record is not None
+        assert (record.volume.format, record.volume.size) == (FormatState.FORMATTED, 2 * SIZE)
+        bench.stage(bench.restore("again", of_snapshot("daily")).id)
+        assert bench.rig.host.read_file(f"{STAGING}/marker") == b"then"
+
+
+class TestCutShort:
+    """No copy may make a damaged image look like a whole one."""
+
+    @pytest.mark.parametrize("pool", [XFS, EXT4], ids=["xfs", "ext4"])
+    def test_a_volume(self, pool: str) -> None:
+        bench = Bench(pool)
+        volume = bench.volume("data", SIZE)
+        bench.rig.host.walk(bench.rig.pool_of(volume).layout.image(VolumeId(volume)), "test").node.size -= MIB
+        with pytest.raises(FailedPrecondition, match="cut short"):
+            bench.snapshot("daily", volume)
+        with pytest.raises(FailedPrecondition, match="cut short"):
+            bench.restore("clone", of_volume(volume))
+        assert bench.ids() == []
+        assert [view.id for view in bench.rig.volumes.list("", 0)[0]] == [volume]
+
+    @pytest.mark.parametrize("pool", [XFS, EXT4], ids=["xfs", "ext4"])
+    def test_a_snapshot(self, pool: str) -> None:
+        bench = Bench(pool)
+        snapshot = bench.snapshot("daily", bench.volume("data", SIZE)).id
+        layout = bench.rig.pools.find_snapshot(snapshot)[0].layout
+        bench.rig.host.walk(f"{layout.snapshots}/{snapshot}/disk.img", "test").node.size -= MIB
+        assert "cut short" in bench.rig.snapshots.get(snapshot).problem
+        with pytest.raises(FailedPrecondition, match="cut short"):
+            bench.restore("again", of_snapshot(snapshot))
+
+
+class EndsWhenAsked(Copies):
+    """A copy that ends at the very moment at which somebody asks what is under way."""
+
+    def __init__(self) -> None:
+        self.later = Later()
+        super().__init__(spawn=self.later)
+        self.ending = False
+
+    def asked(self) -> dict[str, object]:
+        if self.ending:
+            self.ending = False
+            self.later()
+        return super().asked()
+
+
+class TestACopyThatEndsMeanwhile:
+    @pytest.fixture
+    def bench(self) -> Bench:
+        bench = Bench(EXT4)
+        self.copies = bench.rig.snapshots._copies = EndsWhenAsked()
+        self.volume = bench.volume("data")
+        assert not bench.rig.snapshots.create(SnapshotRequest(name="daily", source=self.volume), 0.1).ready
+        self.copies.ending = True
+        return bench
+
+    def test_is_listed(self, bench: Bench) -> None:
+        assert bench.ids() == ["daily"]
+
+    def test_is_found(self, bench: Bench) -> None:
+        assert bench.snapshot("daily", self.volume).ready
