@@ -40,26 +40,27 @@ def copy_image(source: str, target: str, proceed: Callable[[], None]) -> None:
     with opened(source, _SOURCE) as old, opened(target, _TARGET) as new, failing_as(what), cpus.everywhere():
         like_image(old, new, target)
         os.ftruncate(new, os.fstat(old).st_size)
-        copy_data(old, new, proceed)
+        if not copy_data(old, new, proceed):
+            raise SyscallFailed(f"{what}, which is cut short meanwhile", errno.EIO)
         os.fsync(new)
 
 
-def copy_data(old: int, new: int, proceed: Callable[[], None]) -> None:
-    """Copy what one open file has in it to the same places of another."""
+def copy_data(old: int, new: int, proceed: Callable[[], None]) -> bool:
+    """Copy what one open file has in it to the same places of another; False where it is cut short meanwhile."""
     offset = 0
     while True:
         try:
             offset = os.lseek(old, offset, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:
-                return
+                return True
             raise
         end = os.lseek(old, offset, os.SEEK_HOLE)
         while offset < end:
             proceed()
             copied = _copy_piece(old, new, offset, min(_PIECE, end - offset))
             if not copied:
-                return  # it was cut short meanwhile
+                return False
             offset += copied
 
 

@@ -19,18 +19,26 @@ def _has_header(fd: int) -> bool:
     return any(os.pread(fd, len(magic), offset) == magic for offset, magic in _MAGIC)
 
 
+def _has_whole_header(fd: int) -> bool:
+    return _has_header(fd) and os.fstat(fd).st_size >= KEY_SLOTS
+
+
 def copy_header(source: str, target: str) -> None:
     """See ``host.api.Crypt.copy_header``."""
     temporary = f"{target}.tmp"
     with opened(source, os.O_RDONLY | os.O_NOFOLLOW) as old:
-        if not _has_header(old):
+        if not _has_whole_header(old):
             raise SyscallFailed(f"copy the header of {source}", errno.EINVAL)
         with suppress(FileNotFoundError):
             os.unlink(temporary)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with opened(temporary, flags) as new, failing_as(f"write {temporary}"):
-            _copy(old, new, 0, KEY_SLOTS)
-            os.fsync(new)
+            try:
+                _copy(old, new, 0, KEY_SLOTS)
+                os.fsync(new)
+            except OSError:
+                os.unlink(temporary)
+                raise
     with failing_as(f"write {target}"):
         os.rename(temporary, target)
     with opened(os.path.dirname(target), os.O_RDONLY | os.O_DIRECTORY) as directory, failing_as(f"sync {target}"):
@@ -44,7 +52,7 @@ def restore_header(source: str, target: str) -> None:
         opened(target, os.O_RDWR | os.O_NOFOLLOW) as new,
         failing_as(f"write the header of {target}"),
     ):
-        if not _has_header(old):
+        if not _has_whole_header(old):
             raise SyscallFailed(f"restore the header of {target} from {source}", errno.EINVAL)
         for start, end in ((METADATA, KEY_SLOTS), (0, METADATA)):
             _copy(old, new, start, end)
@@ -53,7 +61,15 @@ def restore_header(source: str, target: str) -> None:
 
 def _copy(old: int, new: int, start: int, end: int) -> None:
     for offset in range(start, end, _PIECE):
-        os.pwrite(new, os.pread(old, min(_PIECE, end - offset), offset), offset)
+        _write(new, os.pread(old, min(_PIECE, end - offset), offset), offset)
+
+
+def _write(fd: int, data: bytes, offset: int) -> None:
+    """All of it: a disk that is almost full takes a part, and says so only to who asks for the rest."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(fd, rest, offset)
+        rest, offset = rest[written:], offset + written
 
 
 def erase_header(path: str) -> None:
@@ -78,7 +94,7 @@ def _write_zeros(fd: int, offset: int, length: int) -> None:
     A full filesystem has no room for an own copy of what is shared with a snapshot; that goes with the snapshot.
     """
     try:
-        os.pwrite(fd, bytes(length), offset)
+        _write(fd, bytes(length), offset)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
