@@ -223,7 +223,7 @@ class _Creation:
     def _begin(self) -> Object:
         node = self._choose(None)
         if self._origin and self._origin.like:
-            new_record(self._request, now=0, like=self._origin.like)  # raises where it cannot be
+            new_record(_unencrypted(self._request), now=0, like=self._origin.like)  # raises where it cannot be
         wanted = new_volume(self._request, self._volume, node)
         self._asked = node
         return self._volumes.post(wanted)
@@ -321,6 +321,11 @@ class _Creation:
 def _unlabelled(request: VolumeRequest) -> VolumeRequest:
     """What a retry must repeat; what the provisioner says of the claim may change."""
     return replace(request, parameters=replace(request.parameters, labels={}))
+
+
+def _unencrypted(request: VolumeRequest) -> VolumeRequest:
+    """What can be checked here of a request for a copy: how its source is encrypted is known to the node alone."""
+    return replace(request, parameters=replace(request.parameters, encryption=None))
 
 
 def _record(found: Object) -> VolumeRecord:

@@ -349,6 +349,22 @@ class TestCopies:
             controller.create(small)
         until(lambda: cluster.there(resources.VOLUMES) == ["data"], "nothing is left")
 
+    @pytest.mark.parametrize("kind", SourceKind)
+    def test_an_encrypted_one(self, cluster: Cluster, kind: SourceKind) -> None:
+        """What a source is encrypted with is known to its node alone."""
+        cluster.node("a")
+        controller = cluster.controller()
+        encrypted = {"encryption": "luks2"}
+        controller.create(rig.request("data", SIZE, encrypted))
+        controller.snapshot("data")
+        source = ContentSource(kind=kind, id="data")
+        view = controller.create(replace(rig.request("copy", SIZE, encrypted), source=source))
+        assert view.record is not None
+        assert view.record.size == SIZE
+        with pytest.raises(InvalidArgument, match="is encrypted"):
+            controller.create(replace(rig.request("plain", SIZE, {}), source=source))
+        until(lambda: cluster.there(resources.VOLUMES) == ["copy", "data"], "nothing is left")
+
     def test_a_larger_one(self, cluster: Cluster) -> None:
         cluster.node("a")
         controller = cluster.controller()
