@@ -79,12 +79,9 @@ class Copies:
             DriverError: it failed; who asks again begins again.
         """
         with self._changed:
-            copy = self._copies.get(key)
-            if copy is None:
+            copy = self._known(key, asked)
+            if fresh := copy is None:
                 copy = self._copies[key] = _Copy(asked, frozenset({reads}))
-                fresh = True
-            else:
-                fresh = False
         if copy.asked != asked:
             raise AlreadyExists(f"{key} is being made from something else, or in another way")
         if fresh:
@@ -99,6 +96,14 @@ class Copies:
             raise copy.error
         return True
 
+    def _known(self, key: str, asked: object) -> _Copy | None:
+        """The copy that makes *key*; one that failed is there no more where something else is asked for by now."""
+        copy = self._copies.get(key)
+        if copy is not None and copy.done and copy.asked != asked:
+            del self._copies[key]
+            return None
+        return copy
+
     def _wait(self, patience_s: float) -> float:
         return max(0.0, min(self._longest_wait_s, patience_s))
 
@@ -110,7 +115,7 @@ class Copies:
             DriverError: it failed; who asks again begins again.
         """
         with self._changed:
-            if key not in self._copies:
+            if self._known(key, asked) is None:
                 return True
         return self.run(key, "", asked, _nothing, patience_s)
 

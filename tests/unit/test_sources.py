@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import pytest
 
 from csi_local.engine.copies import Copies
 from csi_local.engine.locks import KeyedLocks
-from csi_local.model.errors import FailedPrecondition
+from csi_local.model.errors import Busy, FailedPrecondition, SyscallFailed
 from csi_local.model.quantity import MIB
 from csi_local.model.snapshot import SnapshotRequest
 from csi_local.model.volume import CapacityRange, FormatState, VolumeId
@@ -138,3 +139,39 @@ class TestACopyThatEndsMeanwhile:
 
     def test_is_found(self, bench: Bench) -> None:
         assert bench.snapshot("daily", self.volume).ready
+
+
+class TestACopyThatFailed:
+    """Whoever asks for the same is told why; to everybody else it is as if it had never been."""
+
+    @pytest.fixture
+    def bench(self) -> Bench:
+        bench = Bench(EXT4)
+        bench.rig.in_background = True
+        self.data, self.other = bench.volume("data"), bench.volume("other")
+        return bench
+
+    def fail(self, bench: Bench) -> None:
+        bench.rig.host.fail("copy_image", errno.EIO)
+        bench.rig.spawned.pop()()
+        bench.rig.in_background = False
+
+    def test_a_snapshot_of_another_volume(self, bench: Bench) -> None:
+        assert not bench.snapshot("daily", self.data).ready
+        self.fail(bench)
+        record = bench.snapshot("daily", self.other).record
+        assert record is not None
+        assert record.source == self.other
+
+    def test_a_volume_from_something_else(self, bench: Bench) -> None:
+        with pytest.raises(Busy):
+            bench.restore("clone", of_volume(self.data))
+        self.fail(bench)
+        assert bench.restore("clone", of_volume(self.other)).id == "clone"
+
+    def test_the_same_again(self, bench: Bench) -> None:
+        assert not bench.snapshot("daily", self.data).ready
+        self.fail(bench)
+        with pytest.raises(SyscallFailed):
+            bench.snapshot("daily", self.data)
+        assert bench.snapshot("daily", self.data).ready
