@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from csi_local.engine.api import GroupView
@@ -13,7 +13,7 @@ from csi_local.engine.pools import Pool, Pools
 from csi_local.engine.sources import Source, Sources, snapshot_key
 from csi_local.engine.sweeper import Sweeper
 from csi_local.host.api import Host
-from csi_local.model.errors import Busy, InvalidArgument, NotFound
+from csi_local.model.errors import AlreadyExists, Busy, InvalidArgument, NotFound
 from csi_local.model.quantity import Bytes
 from csi_local.model.snapshot import GroupId, GroupRecord, GroupRequest, SnapshotRecord, group_id
 from csi_local.model.volume import check_name, known_id
@@ -82,11 +82,12 @@ class Groups:
                 Member(record=grouping.member(request, group, origin.record), origin=origin, place=place)
                 for origin in origins
             ]
+            self._check_free(members)
             members = [self._counted(pool, member) for member in members]
             self._executor.run("group", grouping.take(members, place, pool.abilities, leftover=leftover))
-        members = [self._measured(member) for member in members]
-        group = replace(group, members=tuple(member.record.id for member in members))
         try:
+            members = [self._measured(member) for member in members]
+            group = replace(group, members=tuple(member.record.id for member in members))
             with ExitStack() as promised:
                 for member in members:
                     promised.enter_context(pool.promising_snapshot(member.record))
@@ -95,6 +96,12 @@ class Groups:
             if self._host.stat(place) is not None:
                 self._sweep(pool, place, group.id, [member.record for member in members])
             raise
+
+    def _check_free(self, members: Sequence[Member]) -> None:
+        """A snapshot of its own may have the name that a member is to have: nobody could say which of them is meant."""
+        for member in members:
+            if self._pools.locate_snapshot(member.record.id) is not None:
+                raise AlreadyExists(f"a snapshot {member.record.name!r} exists ({member.record.id}); take another name")
 
     def _counted(self, pool: Pool, member: Member) -> Member:
         if not member.origin.directory:
@@ -138,19 +145,20 @@ class Groups:
                     held.enter_context(self._locks.hold(snapshot_key(snapshot), patience_s))
                     if self._copies.is_read(snapshot_key(snapshot)):
                         raise Busy(f"a volume is being made from snapshot {snapshot}; try again when that is done")
-                    records.append(pool.store.snapshots.load(snapshot))
+                    with suppress(NotFound):  # it was lost; what is left can be deleted all the same
+                        records.append(pool.store.snapshots.load(snapshot))
                 try:
                     self._sweep(pool, pool.layout.group(group), group, records)
                 except Exception:
                     if not pool.store.snapshots.group_exists(group):  # it failed after the commit
-                        self._forget(pool, records)
+                        self._forget(pool, record)
                     raise
-                self._forget(pool, records)
+                self._forget(pool, record)
 
     @staticmethod
-    def _forget(pool: Pool, records: Sequence[SnapshotRecord]) -> None:
-        for one in records:
-            pool.forget(one)
+    def _forget(pool: Pool, group: GroupRecord) -> None:
+        for snapshot in group.members:
+            pool.forget_snapshot(snapshot)
 
     def get(self, shown: str, members: Sequence[str] = ()) -> GroupView:
         """A group by its id.

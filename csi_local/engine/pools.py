@@ -73,7 +73,7 @@ class Pool:
                     self._keep(record)
             for snapshot in readers.map(self._read_snapshot, self.store.snapshots.all()):
                 if snapshot is not None:
-                    self._replace(_key(snapshot), sizes.snapshot_weight(snapshot, shares=self._shares))
+                    self._replace(_key(snapshot.id), sizes.snapshot_weight(snapshot, shares=self._shares))
 
     @property
     def _shares(self) -> bool:
@@ -126,7 +126,7 @@ class Pool:
             ResourceExhausted: there is not so much.
         """
         weight = sizes.snapshot_weight(record, shares=self._shares)
-        with self._promising(_key(record), weight, partial(self.store.snapshots.exists, record.id)):
+        with self._promising(_key(record.id), weight, partial(self.store.snapshots.exists, record.id)):
             yield
 
     @contextmanager
@@ -169,10 +169,15 @@ class Pool:
     def _weight(self, record: VolumeRecord) -> Promises:
         return sizes.weight(record, shares=self._shares)
 
-    def forget(self, gone: VolumeId | SnapshotRecord) -> None:
-        """Take back what a volume or snapshot was promised: it is gone."""
+    def forget(self, gone: VolumeId) -> None:
+        """Take back what a volume was promised: it is gone."""
         with self._guard:
-            self._replace(_key(gone) if isinstance(gone, SnapshotRecord) else gone, None)
+            self._replace(gone, None)
+
+    def forget_snapshot(self, gone: SnapshotId) -> None:
+        """Take back what a snapshot was promised: it is gone."""
+        with self._guard:
+            self._replace(_key(gone), None)
 
     def sample(self) -> None:
         """See how much of what directory volumes were promised has been written."""
@@ -258,9 +263,9 @@ class Pool:
         return number
 
 
-def _key(record: SnapshotRecord) -> str:
+def _key(snapshot: SnapshotId) -> str:
     """Under what a snapshot's promise is kept: no volume's id holds a colon."""
-    return f"snapshot:{record.id}"
+    return f"snapshot:{snapshot}"
 
 
 def _is_gone(pool: Pool) -> bool:

@@ -97,7 +97,7 @@ class Snapshots:
             leftover = self._host.stat(place) is not None
             pool.store.snapshots.prepare()
             self._executor.run("snapshot", copying.take(origin, place, pool.abilities, leftover=leftover))
-        record = self._finish(pool, self._measured(record, place), place)
+        record = self._finish(pool, record, place)
         return SnapshotView(id=record.id, pool=pool.spec.name, record=record)
 
     def _measured(self, record: SnapshotRecord, place: str) -> SnapshotRecord:
@@ -107,6 +107,7 @@ class Snapshots:
 
     def _finish(self, pool: Pool, record: SnapshotRecord, place: str) -> SnapshotRecord:
         try:
+            record = self._measured(record, place)
             with pool.promising_snapshot(record):
                 self._executor.run("snapshot-keep", copying.finish(record, place, pool.layout, pool.abilities))
         except Exception:
@@ -196,9 +197,9 @@ class Snapshots:
                 self._sweep(pool, pool.layout.snapshot(snapshot), record)
             except Exception:
                 if not pool.store.snapshots.exists(snapshot):  # it failed after the commit
-                    pool.forget(record)
+                    pool.forget_snapshot(snapshot)
                 raise
-            pool.forget(record)
+            pool.forget_snapshot(snapshot)
 
     # Looking
 

@@ -150,3 +150,49 @@ def test_one_pool_that_shares_blocks() -> None:
     for one, of in asked:
         with pytest.raises(DriverError, match="pool"):
             take(one, *of)
+
+
+def test_a_name_that_a_member_would_have(bench: Bench) -> None:
+    a, b = two_staged(bench)
+    single = bench.snapshot("group/b", a)
+    with pytest.raises(AlreadyExists, match=single.id):
+        take(bench, a, b)
+    assert bench.ids() == [single.id]
+    bench.rig.snapshots.delete(single.id, PATIENCE_S)
+    members = take(bench, a, b)
+    with pytest.raises(AlreadyExists, match="in group"):
+        bench.snapshot("group/b", b)
+    assert sorted(bench.ids()) == sorted(members)
+
+
+def test_data_that_is_gone_is_told(bench: Bench) -> None:
+    snapshots = take(bench, *two_staged(bench))
+    assert bench.rig.groups.get("group").problem == ""
+    layout = bench.rig.pools.find_snapshot(snapshots[1])[0].layout
+    bench.rig.host.remove(f"{layout.groups}/group/{snapshots[1]}/disk.img")
+    assert "gone" in bench.rig.groups.get("group").problem
+
+
+def test_one_that_has_lost_a_member_can_be_deleted(bench: Bench) -> None:
+    snapshots = take(bench, *two_staged(bench))
+    layout = bench.rig.pools.find_snapshot(snapshots[1])[0].layout
+    bench.rig.host.remove_tree(f"{layout.groups}/group/{snapshots[1]}")
+    bench.rig.groups.delete("group", snapshots, PATIENCE_S)
+    assert bench.ids() == []
+    assert bench.rig.pools.all()[0]._sum.shared == 0
+
+
+@pytest.mark.parametrize("grouped", [False, True], ids=["snapshot", "group"])
+def test_a_disk_that_fails_at_any_look_leaves_nothing(bench: Bench, *, grouped: bool) -> None:
+    volumes = two_staged(bench)
+    for nth in range(1, 100):
+        bench.rig.host.fail("stat", errno.EIO, nth=nth)
+        taken = bench.rig.acknowledged(lambda: take(bench, *volumes) if grouped else bench.snapshot("daily", "a"))
+        bench.rig.sweeper.drain()
+        assert bench.rig.pools.all()[0].store.leftovers() == []
+        assert frozen(bench) == [False, False]
+        if taken and nth > 20:
+            return
+        bench.rig.groups.delete("group", (), PATIENCE_S)
+        bench.rig.snapshots.delete("daily", PATIENCE_S)
+        bench.rig.sweeper.drain()
