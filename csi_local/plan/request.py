@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass, field
 
-from csi_local.model.errors import AlreadyExists, InvalidArgument
+from csi_local.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from csi_local.model.mount_options import MountOptions, parse_mount_options
 from csi_local.model.parameters import ClassParameters, check_mkfs_options, parse_filesystem
 from csi_local.model.quantity import Bytes, format_bytes
@@ -164,6 +164,7 @@ def new_record(
 
     Raises:
         InvalidArgument, OutOfRange: as :func:`shape`, :func:`check_like` and :func:`size_of`.
+        FailedPrecondition: the disk cannot have the sectors of what the volume is to be like.
     """
     wanted = shape(request.parameters, request.capabilities, like)
     loopfile = wanted.backend is BackendKind.LOOPFILE
@@ -173,7 +174,7 @@ def new_record(
     if like is not None:
         check_like(wanted, like)
         encryption = _like_encryption(encryption, like.encryption)
-        sector_size = max(sector_size, like.sector_size)
+        sector_size = _like_sectors(sector_size, like)
     return VolumeRecord(
         id=request.id,
         name=request.name,
@@ -195,6 +196,22 @@ def new_record(
         source=request.source_text,
         ephemeral=request.ephemeral,
     )
+
+
+def _like_sectors(sector_size: int, like: VolumeRecord) -> int:
+    """The sectors of a volume that begins with another's bytes, on a disk that has none smaller than *sector_size*.
+
+    Raises:
+        FailedPrecondition: an XFS is not mounted on larger ones than it was made for, and a partition table lies
+            elsewhere on them.
+    """
+    if 0 < like.sector_size < sector_size and (like.block or like.filesystem is Filesystem.XFS):
+        what = "raw block device" if like.block else "XFS"
+        raise FailedPrecondition(
+            f"the source is a {what} with sectors of {like.sector_size} bytes; a copy of it cannot be on a disk with"
+            f" sectors of {sector_size} bytes: choose another pool"
+        )
+    return max(sector_size, like.sector_size)
 
 
 def _like_encryption(wanted: Encryption | None, like: Encryption | None) -> Encryption | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,11 +15,13 @@ from csi_local.model.errors import Busy, FailedPrecondition, SyscallFailed
 from csi_local.model.quantity import MIB
 from csi_local.model.snapshot import SnapshotRequest
 from csi_local.model.volume import CapacityRange, FormatState, VolumeId
-from tests.unit.rig import PATIENCE_S
+from tests.unit.rig import PATIENCE_S, request
 from tests.unit.test_snapshots import BTRFS, EXT4, LOOP, OTHER, STAGING, XFS, Bench, Later, of_snapshot, of_volume
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from csi_local.engine.api import VolumeView
 
 SIZE = 64 * MIB
 
@@ -107,6 +110,29 @@ class TestCutShort:
         assert "cut short" in bench.rig.snapshots.get(snapshot).problem
         with pytest.raises(FailedPrecondition, match="cut short"):
             bench.restore("again", of_snapshot(snapshot))
+
+
+class TestSectors:
+    """A disk may have larger ones than that of the source."""
+
+    def restored(self, filesystem: str, *, block: bool = False) -> VolumeView:
+        bench = Bench(XFS, OTHER)
+        kind = LOOP if block else {**LOOP, "csi.storage.k8s.io/fstype": filesystem}
+        bench.rig.volumes.create(request("data", 512 * MIB, {**kind, "pool": "main"}, block=block), PATIENCE_S)
+        other = bench.rig.pools.get("other")
+        other.abilities = dataclasses.replace(other.abilities, sector_size=8192)
+        asked = request("clone", 0, {**kind, "pool": "other"}, block=block)
+        return bench.rig.volumes.create(dataclasses.replace(asked, source=of_volume("data")), PATIENCE_S)
+
+    def test_what_can_be_on_them(self) -> None:
+        record = self.restored("ext4").record
+        assert record is not None
+        assert record.sector_size == 8192
+
+    @pytest.mark.parametrize("filesystem", ["xfs", "block"])
+    def test_what_cannot(self, filesystem: str) -> None:
+        with pytest.raises(FailedPrecondition, match="another pool"):
+            self.restored(filesystem, block=filesystem == "block")
 
 
 class EndsWhenAsked(Copies):
