@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from csi_local.engine.erasing import remove_erased
 from csi_local.host.api import Host, Proceed
 from csi_local.model import operations as op
-from csi_local.model.errors import DriverError, FailedPrecondition, SyscallFailed
+from csi_local.model.errors import Busy, DriverError, FailedPrecondition, SyscallFailed
 from csi_local.model.observed import Device, LoopDevice, MappedDevice
 from csi_local.model.secret import Secret
 from csi_local.store.records import encode
@@ -150,7 +150,8 @@ class Executor:
             case op.Freeze(path=path):
                 host.freeze(path)
             case op.Thaw(path=path):
-                host.thaw(path)
+                if not host.thaw(path):
+                    raise Busy(f"somebody else thawed {path} while it was copied; try again")
             case _:
                 self._do_mount(operation, run)
 

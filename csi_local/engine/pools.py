@@ -306,6 +306,11 @@ class Pools:
         self._held: dict[str, ExitStack] = {}
         self._uuids: dict[str, str] = {}
         self._tolerated: tuple[type[DriverError], ...] = (Unavailable, HostError)
+        self._listeners: list[Callable[[Pool], None]] = []
+
+    def before_use(self, listener: Callable[[Pool], None]) -> None:
+        """Have *listener* told of each pool that is opened from now on, before anybody else can find it."""
+        self._listeners.append(listener)
 
     def open(self, *, patient: bool = False) -> None:
         """Open every pool that is there; what is missing or failing is tried again by :meth:`retry`.
@@ -356,6 +361,8 @@ class Pools:
                 self._host.rename(path, pool.store.unused_trash(name.removeprefix(NEW)))
         pool.load_promises()
         pool.measure_overhead()
+        for listener in self._listeners:
+            listener(pool)
         self._open[spec.name] = pool
         del self._missing[spec.name]
         return pool

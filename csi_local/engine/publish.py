@@ -77,8 +77,16 @@ class Publisher:
         self._published: dict[VolumeId, dict[str, Publication]] = {}
 
     def take_over(self) -> None:
-        """See which volumes an earlier driver left staged, and thaw those that it left frozen."""
-        for volume in take_over(self._host, self._pools):
+        """See which volumes an earlier driver left staged, and thaw those that it left frozen.
+
+        In a pool that is opened later too, before it is used: that driver may be long in dying, just then.
+        """
+        for pool in self._pools.all():
+            self._take_over(pool)
+        self._pools.before_use(self._take_over)
+
+    def _take_over(self, pool: Pool) -> None:
+        for volume in take_over(self._host, pool):
             self._staged.setdefault(volume, None)
 
     def plain(self, path: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from csi_local.engine.copies import Copies
+from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.model.errors import Busy, FailedPrecondition, SyscallFailed
 from csi_local.model.quantity import MIB
@@ -201,3 +202,36 @@ class TestACopyThatFailed:
         with pytest.raises(SyscallFailed):
             bench.snapshot("daily", self.data)
         assert bench.snapshot("daily", self.data).ready
+
+
+def test_a_filesystem_that_somebody_else_thaws_meanwhile() -> None:
+    """What was copied then is of no one moment."""
+    bench = Bench(XFS)
+    volume = bench.volume("data")
+    bench.stage(volume)
+
+    def thaw(point: str) -> None:
+        if point.endswith("CloneImage"):
+            bench.rig.host.thaw(STAGING)
+
+    bench.rig.snapshots._executor = Executor(bench.rig.host, thaw)
+    with pytest.raises(Busy, match="thawed"):
+        bench.snapshot("daily", volume)
+    assert bench.ids() == []
+    assert bench.rig.pools.all()[0].store.leftovers() == []
+
+
+def test_what_a_driver_left_frozen_in_a_pool_that_is_opened_later() -> None:
+    """Its old driver dies slowly, waiting for the very disk, and holds the pool until then."""
+    bench = Bench(XFS, OTHER)
+    volume = bench.volume("data", parameters={**LOOP, "pool": "main"})
+    bench.stage(volume)
+    bench.rig.host.crash()
+    bench.rig.host.freeze(STAGING)
+    bench.rig.host.fail("probe", errno.EIO)
+    bench.rig.start()
+    assert [pool.spec.name for pool in bench.rig.pools.all()] == ["other"]
+    assert bench.frozen()
+    bench.rig.pools.retry()
+    assert not bench.frozen()
+    assert set(bench.rig.publisher._staged) == {volume}
