@@ -9,10 +9,10 @@ from csi_local.engine.erasing import remove_erased
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pool, Pools
-from csi_local.engine.sources import Source, Sources
+from csi_local.engine.sources import Source, Sources, snapshot_key
 from csi_local.host.api import Host, Proceed
 from csi_local.model.errors import Busy, HostError
-from csi_local.model.snapshot import ContentSource
+from csi_local.model.snapshot import ContentSource, SourceKind
 from csi_local.model.volume import VolumeRecord
 from csi_local.plan import copying, life
 from csi_local.plan.copying import Origin, within_reach
@@ -45,7 +45,10 @@ class Restorer:
 
         Raises:
             NotFound: there is no such snapshot or volume.
+            Busy: the snapshot is not ready.
         """
+        if source.kind is SourceKind.SNAPSHOT and snapshot_key(source.id) in self._copies.asked():
+            raise Busy(f"snapshot {source.id} is still being copied; ask again when it is ready")
         return self._sources.find(source)
 
     @staticmethod

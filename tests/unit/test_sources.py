@@ -168,6 +168,17 @@ class TestACopyThatEndsMeanwhile:
         assert bench.snapshot("daily", self.volume).ready
 
 
+def test_a_snapshot_that_is_not_ready_is_waited_for() -> None:
+    bench = Bench(EXT4)
+    bench.rig.in_background = True
+    assert not bench.snapshot("daily", bench.volume("data")).ready
+    with pytest.raises(Busy, match="still being copied"):
+        bench.restore("again", of_snapshot("daily"))
+    bench.rig.spawned.pop()()
+    bench.rig.in_background = False
+    assert bench.restore("again", of_snapshot("daily")).id == "again"
+
+
 class TestACopyThatFailed:
     """Whoever asks for the same is told why; to everybody else it is as if it had never been."""
 
