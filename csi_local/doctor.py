@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 from threading import Timer
 
 from csi_local.config import Config
-from csi_local.engine.check import Checker, Place, Report, find
+from csi_local.engine.check import Checker, Report, find
+from csi_local.engine.looking import Place
 from csi_local.host.api import Host
 from csi_local.host.features import features
 from csi_local.host.linux import LinuxHost

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from csi_local.engine.execute import Executor
 from csi_local.engine.observe import mount_under
-from csi_local.engine.pools import Pool, Pools
+from csi_local.engine.pool import Pool
+from csi_local.engine.pools import Pools
 from csi_local.host.api import Host
 from csi_local.model.errors import AlreadyExists, DriverError, FailedPrecondition, InvalidArgument, NotFound
 from csi_local.model.observed import FileInfo, FileKind

@@ -8,7 +8,7 @@ from csi_local.backends import luks
 from csi_local.engine.execute import Executor
 from csi_local.engine.keys import Action, Keys
 from csi_local.engine.observe import Observer
-from csi_local.engine.pools import Pool
+from csi_local.engine.pool import Pool
 from csi_local.host.api import Host
 from csi_local.host.crypt import WRONG_KEY
 from csi_local.model.errors import Busy, CommandFailed, FailedPrecondition, SyscallFailed, Unauthenticated

@@ -11,7 +11,8 @@ from dataclasses import replace
 
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
-from csi_local.engine.pools import Pool, Pools
+from csi_local.engine.pool import Pool
+from csi_local.engine.pools import Pools
 from csi_local.engine.publish import Publisher
 from csi_local.engine.volumes import Volumes
 from csi_local.host.api import Host

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from csi_local.engine.crypt import Opened
 from csi_local.engine.observe import Observer
-from csi_local.engine.pools import Pool
+from csi_local.engine.pool import Pool
 from csi_local.host.api import Host
 from csi_local.model.errors import CommandFailed, FailedPrecondition
 from csi_local.model.volume import BackendKind, Capability, VolumeRecord

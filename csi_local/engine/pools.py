@@ -1,294 +1,28 @@
-"""The pools of this node: opening them, what they have promised, and where a volume is."""
+"""The pools of this node: opening them, and where a volume, snapshot or group is."""
 
-import dataclasses
-import hashlib
 import logging
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
 
 from csi_local.engine import making
+from csi_local.engine.pool import GONE, Pool, absent
 from csi_local.host.api import Host
 from csi_local.model.errors import (
-    DamagedRecord,
     DriverError,
     FailedPrecondition,
     HostError,
     NotFound,
-    ResourceExhausted,
     Unavailable,
-    Unsupported,
 )
-from csi_local.model.observed import Room, Usage
-from csi_local.model.pool import Abilities, Media, PoolSpec, PoolView
-from csi_local.model.quantity import Bytes
-from csi_local.model.snapshot import GroupId, SnapshotId, SnapshotRecord
-from csi_local.model.volume import BackendKind, QuotaMode, VolumeId, VolumeRecord, ephemeral_id, is_ephemeral, known_id
-from csi_local.plan import sizes
-from csi_local.plan.copying import within_reach
-from csi_local.plan.sizes import Promises
+from csi_local.model.pool import PoolSpec, PoolView
+from csi_local.model.snapshot import GroupId, SnapshotId
+from csi_local.model.volume import VolumeId, ephemeral_id, known_id
 from csi_local.store.layout import NEW, Layout
-from csi_local.store.pool_store import PoolStore
 
 _log = logging.getLogger(__name__)
-_GONE = "its filesystem is no longer mounted"
-_READERS = 4
-"""Records read at once at the start: from a cold disk each is a wait."""
-_NOTHING = Abilities(filesystem="")
 T = TypeVar("T")
-
-
-class Pool:
-    """An open pool: its store, its abilities, and the sum of its promises."""
-
-    def __init__(self, host: Host, spec: PoolSpec, root: str) -> None:
-        self.spec = spec
-        self.root = root
-        self.store = PoolStore(host, root)
-        self.uuid = self.store.open(spec.kind)
-        self.abilities = host.abilities(root)
-        self.media = spec.media or host.media(root)
-        self._identity = host.stat(root)
-        self._host = host
-        self._guard = threading.Lock()
-        self._weights: dict[str, Promises] = {}
-        self._sum = Promises()
-        self._overhead = 0
-        self._projects: set[int] = set()
-        self.adopted: set[VolumeId] = set()
-
-    @property
-    def layout(self) -> Layout:
-        """The names inside it."""
-        return self.store.layout
-
-    def load_promises(self) -> None:
-        """Add up what the volumes on disk were promised; one that is damaged counts for nothing and is told of."""
-        with ThreadPoolExecutor(_READERS) as readers:
-            for record in readers.map(self._read, self.store.volumes()):
-                if record is not None:
-                    self._keep(record)
-            for snapshot in readers.map(self._read_snapshot, self.store.snapshots.all()):
-                if snapshot is not None:
-                    self._replace(_key(snapshot.id), sizes.snapshot_weight(snapshot, shares=self._shares))
-
-    @property
-    def _shares(self) -> bool:
-        return within_reach(self.abilities)
-
-    def _read_snapshot(self, snapshot: SnapshotId) -> SnapshotRecord | None:
-        try:
-            return self.store.snapshots.load(snapshot)
-        except (DamagedRecord, NotFound) as error:
-            _log.error("%s", error)
-            return None
-
-    def _read(self, volume: VolumeId) -> VolumeRecord | None:
-        try:
-            return self.store.load(volume)
-        except (DamagedRecord, NotFound) as error:
-            _log.error("%s", error)
-            return None
-
-    def _replace(self, key: str, weight: Promises | None) -> None:
-        for sign, one in ((-1, self._weights.pop(key, Promises())), (1, weight or Promises())):
-            self._sum = Promises(
-                reserved=self._sum.reserved + sign * one.reserved,
-                pending=self._sum.pending + sign * one.pending,
-                directories=self._sum.directories + sign * one.directories,
-                written=self._sum.written,
-                thin=self._sum.thin + sign * one.thin,
-                shared=self._sum.shared + sign * one.shared,
-            )
-        if weight is not None:
-            self._weights[key] = weight
-
-    @contextmanager
-    def promising(self, record: VolumeRecord) -> Iterator[None]:
-        """Promise a volume its room while it is made or grown; the promise stays where that succeeds.
-
-        Raises:
-            ResourceExhausted: somebody else got the room meanwhile.
-        """
-        made = partial(self.store.exists, record.id)
-        with self._promising(record.id, self._weight(record), made, ephemeral=bool(record.ephemeral)):
-            yield
-        self._keep(record)
-
-    @contextmanager
-    def promising_snapshot(self, record: SnapshotRecord) -> Iterator[None]:
-        """Promise a snapshot its room while it is made; the promise stays where that succeeds.
-
-        Raises:
-            ResourceExhausted: there is not so much.
-        """
-        weight = sizes.snapshot_weight(record, shares=self._shares)
-        with self._promising(_key(record.id), weight, partial(self.store.snapshots.exists, record.id)):
-            yield
-
-    @contextmanager
-    def _promising(
-        self, key: str, weight: Promises, made: Callable[[], bool], *, ephemeral: bool = False
-    ) -> Iterator[None]:
-        with self._guard:
-            before = self._weights.get(key)
-            more = weight.total - (before.total if before else 0)
-            seen = self._host.room(self.root)
-            room, thin_room = sizes.rooms(self.spec, seen, self._sum, self._overhead)
-            room = thin_room if weight.thin else room
-            if ephemeral:
-                room = min(room, self._ephemeral_room(seen))
-            if more > room:
-                raise ResourceExhausted(f"pool {self.spec.name} has no room for another {max(more, 0)} bytes")
-            self._replace(key, dataclasses.replace(weight, pending=more if weight.reserved else 0))
-        try:
-            yield
-        except BaseException:
-            kept = weight if before is None and made() else before  # it may have failed after the commit
-            with self._guard:
-                self._replace(key, kept)
-            raise
-        with self._guard:
-            self._replace(key, weight)
-
-    def _ephemeral_room(self, seen: Room) -> Bytes:
-        """What inline ephemeral volumes may have beyond what they have."""
-        promised = sum(weight.total for volume, weight in list(self._weights.items()) if is_ephemeral(VolumeId(volume)))
-        return Bytes(max(0, self.spec.ephemeral.of(seen.total) - promised))
-
-    def _keep(self, record: VolumeRecord) -> None:
-        with self._guard:
-            self._replace(record.id, self._weight(record))
-            self._projects.add(record.project)
-            if record.adopted:
-                self.adopted.add(record.id)
-
-    def _weight(self, record: VolumeRecord) -> Promises:
-        return sizes.weight(record, shares=self._shares)
-
-    def forget(self, gone: VolumeId) -> None:
-        """Take back what a volume was promised: it is gone."""
-        with self._guard:
-            self._replace(gone, None)
-
-    def forget_snapshot(self, gone: SnapshotId) -> None:
-        """Take back what a snapshot was promised: it is gone."""
-        with self._guard:
-            self._replace(_key(gone), None)
-
-    def sample(self) -> None:
-        """See how much of what directory volumes were promised has been written."""
-        written = 0
-        for volume in [key for key, weight in list(self._weights.items()) if weight.directories]:
-            with suppress(DriverError):
-                record = self.store.load(VolumeId(volume))
-                if record.quota is QuotaMode.HARD:
-                    written += min(self.usage_of(record).used, record.size)
-        with self._guard:
-            self._sum = dataclasses.replace(self._sum, written=written)
-
-    def measure_overhead(self) -> None:
-        """See what the filesystem keeps for itself, while nothing is being made: all that is taken and not by volumes.
-
-        Where there are directory volumes it counts as nothing, since adding them up would hold up the start; and where
-        images share blocks, which count in each of them.
-        """
-        if self._sum.directories or self._sum.shared:
-            return
-        images = [self.layout.image(volume) for volume in self.store.volumes()]
-        images += [f"{leftover}/disk.img" for leftover in self.store.leftovers()]
-        allocated = sum(image.allocated for path in images if (image := self._host.stat(path)) is not None)
-        seen = self._host.room(self.root)
-        self._overhead = max(0, seen.total - seen.available - allocated)
-
-    def used_by(self, record: VolumeRecord) -> Bytes:
-        """Bytes of the pool that a volume takes now: blocks of its image, or what its directory's limit counts.
-
-        Raises:
-            Unsupported: nobody counts them (a directory without a limit).
-        """
-        if record.backend is BackendKind.LOOPFILE:
-            image = self._host.stat(self.layout.image(record.id))
-            return Bytes(image.allocated if image else 0)
-        if record.quota is not QuotaMode.HARD:
-            raise Unsupported("a directory without a limit is not counted")
-        return self.usage_of(record).used
-
-    def usage_of(self, record: VolumeRecord) -> Usage:
-        """Limit and use of a directory volume that has a limit."""
-        data = self.layout.data(record.id)
-        if record.backend is BackendKind.DIRECTORY and not self.abilities.btrfs:
-            return self._host.project_usage(data, record.project)
-        return self._host.subvolume_usage(data)
-
-    @property
-    def gone(self) -> bool:
-        """Whether something else is now where the pool was: its disk was unmounted, or another put over it."""
-        now = self._host.stat(self.root)
-        return now is None or self._identity is None or now.identity != self._identity.identity
-
-    def view(self) -> PoolView:
-        """The pool as placement sees it, now."""
-        try:
-            if self.gone:
-                return absent(self.spec, _GONE)
-            seen = self._host.room(self.root)
-        except HostError as error:
-            return absent(self.spec, f"it cannot be read: {error}")
-        room, thin_room = sizes.rooms(self.spec, seen, self._sum, self._overhead)
-        return PoolView(
-            name=self.spec.name,
-            kind=self.spec.kind,
-            media=self.media,
-            abilities=self.abilities,
-            total=seen.total,
-            room=room,
-            thin_room=thin_room,
-            ephemeral_room=self._ephemeral_room(seen),
-            promised=Bytes(self._sum.total),
-            volumes=len(self._weights),
-            uuid=self.uuid,
-            unavailable="it is read-only" if seen.read_only else "",
-        )
-
-    def free_project(self, volume: VolumeId) -> int:
-        """A quota project for a new volume: a number made from its id, or the next one that is free."""
-        number = int.from_bytes(hashlib.sha256(volume.encode()).digest()[:4], "big") % 0x3FFF0000 + 0x10000
-        with self._guard:
-            while number in self._projects:
-                number += 1
-        return number
-
-
-def _key(snapshot: SnapshotId) -> str:
-    """Under what a snapshot's promise is kept: no volume's id holds a colon."""
-    return f"snapshot:{snapshot}"
-
-
-def _is_gone(pool: Pool) -> bool:
-    """Whether a pool must be opened anew; one whose disk fails is there, and keeps no other from being looked after."""
-    try:
-        return pool.gone
-    except HostError as error:
-        _log.warning("pool %s: %s", pool.spec.name, error)
-        return False
-
-
-def absent(spec: PoolSpec, why: str) -> PoolView:
-    """The view of a pool that cannot be used."""
-    return PoolView(
-        name=spec.name,
-        kind=spec.kind,
-        media=spec.media or Media.UNKNOWN,
-        abilities=_NOTHING,
-        total=Bytes(0),
-        room=Bytes(0),
-        thin_room=Bytes(0),
-        unavailable=why,
-    )
 
 
 class Pools:
@@ -452,7 +186,7 @@ class Pools:
         for pool in self.all():
             if _is_gone(pool):
                 name = pool.spec.name
-                self._missing[name] = _GONE
+                self._missing[name] = GONE
                 self._open.pop(name, None)
                 if held := self._held.pop(name, None):
                     held.close()
@@ -499,6 +233,15 @@ class Pools:
             missing = "; ".join(f"{name}: {why}" for name, why in unknown.items())
             raise Unavailable(f"{what} is in none of the open pools, but not all are open ({missing})")
         raise NotFound(f"there is no {what} on this node")
+
+
+def _is_gone(pool: Pool) -> bool:
+    """Whether a pool must be opened anew; one whose disk fails is there, and keeps no other from being looked after."""
+    try:
+        return pool.gone
+    except HostError as error:
+        _log.warning("pool %s: %s", pool.spec.name, error)
+        return False
 
 
 def _has(one: T, has: Callable[[Pool, T], bool], pool: Pool) -> bool:

@@ -13,7 +13,8 @@ from csi_local.engine.execute import Executor
 from csi_local.engine.glance import Glance
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
-from csi_local.engine.pools import Pool, Pools
+from csi_local.engine.pool import Pool
+from csi_local.engine.pools import Pools
 from csi_local.engine.takeover import take_over
 from csi_local.engine.usage import usage_at
 from csi_local.host.api import Host

@@ -8,7 +8,8 @@ from csi_local.engine.execute import Executor
 from csi_local.engine.keys import Action
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
-from csi_local.engine.pools import Pool, Pools
+from csi_local.engine.pool import Pool
+from csi_local.engine.pools import Pools
 from csi_local.host.api import Host
 from csi_local.model.errors import FailedPrecondition, NotFound
 from csi_local.model.observed import Stack

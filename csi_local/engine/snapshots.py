@@ -10,7 +10,8 @@ from csi_local.engine.api import SnapshotView
 from csi_local.engine.copies import Copies
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
-from csi_local.engine.pools import Pool, Pools
+from csi_local.engine.pool import Pool
+from csi_local.engine.pools import Pools
 from csi_local.engine.sources import Source, Sources, snapshot_key
 from csi_local.engine.sweeper import Sweeper
 from csi_local.host.api import Host, Proceed

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from csi_local.engine.api import SnapshotView
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
-from csi_local.engine.pools import Pool, Pools
+from csi_local.engine.pool import Pool
+from csi_local.engine.pools import Pools
 from csi_local.host.api import Host
 from csi_local.model.errors import FailedPrecondition
 from csi_local.model.quantity import Bytes

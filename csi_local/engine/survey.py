@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from csi_local.engine.api import VolumeEngine, VolumeView
-from csi_local.engine.pools import Pool, Pools
+from csi_local.engine.pool import Pool
+from csi_local.engine.pools import Pools
 from csi_local.model.errors import DriverError, HostError, NotFound, Unsupported
 from csi_local.model.quantity import Bytes
 

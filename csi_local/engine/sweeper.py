@@ -8,7 +8,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from csi_local.engine.erasing import remove_erased
-from csi_local.engine.pools import Pool, Pools
+from csi_local.engine.pool import Pool
+from csi_local.engine.pools import Pools
 from csi_local.host.api import Host
 from csi_local.model.errors import DriverError, HostError
 from csi_local.store.layout import TRASH, is_leftover

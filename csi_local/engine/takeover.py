@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from csi_local.engine.observe import Observer
-from csi_local.engine.pools import Pool
+from csi_local.engine.pool import Pool
 from csi_local.host.api import Host
 from csi_local.model.errors import HostError
 from csi_local.model.observed import LoopDevice, Stack

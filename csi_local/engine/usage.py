@@ -3,7 +3,7 @@
 import errno
 
 from csi_local.engine.observe import Observer
-from csi_local.engine.pools import Pool
+from csi_local.engine.pool import Pool
 from csi_local.host.api import Host
 from csi_local.model.errors import SyscallFailed
 from csi_local.model.observed import Usage

@@ -12,7 +12,8 @@ from csi_local.engine.erasing import headers_in
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
-from csi_local.engine.pools import Pool, Pools
+from csi_local.engine.pool import Pool
+from csi_local.engine.pools import Pools
 from csi_local.engine.restoring import Restorer
 from csi_local.engine.sources import Source
 from csi_local.engine.sweeper import Sweeper

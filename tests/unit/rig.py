@@ -12,7 +12,7 @@ from csi_local.engine.execute import Executor
 from csi_local.engine.groups import Groups
 from csi_local.engine.keys import Keys
 from csi_local.engine.locks import KeyedLocks
-from csi_local.engine.pools import Pool, Pools
+from csi_local.engine.pools import Pools
 from csi_local.engine.publish import Publisher
 from csi_local.engine.sizes import Sizes
 from csi_local.engine.snapshots import Snapshots
@@ -37,6 +37,7 @@ from tests.fake.host import new_host
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from csi_local.engine.pool import Pool
     from tests.fake.host import FakeHost
 
 PATIENCE_S = 1.0

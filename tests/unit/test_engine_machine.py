@@ -26,7 +26,7 @@ from tests.unit.rig import PATIENCE_S, Rig, capability, key, request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from csi_local.engine.pools import Pool
+    from csi_local.engine.pool import Pool
     from csi_local.model.volume import VolumeRecord
     from csi_local.plan.request import VolumeRequest
     from tests.fake.tree import FakeFilesystem
