@@ -60,7 +60,8 @@ class Agent(Generic[V]):
         """Resources whose removal failed, and that are tried again though nobody has asked again."""
         self._suspects: set[str] = set()
         """Resources of data whose health may be another than they say."""
-        self._unseen: Sequence[V] = ()
+        self._unseen: Sequence[V] | None = None
+        """What was surveyed before it was known what is wanted."""
         self.cache.listen(self._seen)
 
     def start(self) -> None:
@@ -116,8 +117,9 @@ class Agent(Generic[V]):
 
     def catch_up(self) -> None:
         """Look at what was surveyed before it was known what is wanted."""
-        if self._unseen and self.cache.synced:
-            found, self._unseen = self._unseen, ()
+        found = self._unseen
+        if found is not None and self.cache.synced:
+            self._unseen = None
             self.surveyed(found)
 
     # --- one resource

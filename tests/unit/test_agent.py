@@ -248,6 +248,20 @@ def test_without_an_api_it_waits(scene: Scene) -> None:
     scene.answer("lost")
 
 
+def test_all_data_is_gone_when_the_api_comes_back(scene: Scene) -> None:
+    scene.start()
+    scene.answer(scene.want("data", 16 * MIB))
+    scene.stop()
+    scene.rig.host.remove_tree(scene.rig.pool_of("data").layout.volume(volume_id("data")))
+    scene.cluster.down()
+    scene.start()
+    scene.survey().look()  # and sees nothing
+    scene.cluster.up()
+    scene.wait_known()
+    scene.agents[0].catch_up()
+    scene.cluster.until(VOLUMES, "data", lambda now: now is not None and "gone" in resources.problem_of(now))
+
+
 def test_deleted_by_hand(scene: Scene) -> None:
     scene.start()
     name = scene.want(f"pvc-{UID}", 16 * MIB, CLAIM)
