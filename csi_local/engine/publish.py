@@ -261,8 +261,8 @@ class Publisher:
     def _leave_lost(self, volume: VolumeId, path: str) -> None:
         """Let pods go whose disk is gone: their mounts would also keep it from coming back."""
         _log.warning("volume %s is taken from %s; its pool cannot be read", volume, path)
-        at = self._host.stat(path)
         self._executor.run("leave", (Unmount(path=path),))
+        at = self._host.stat(path)  # not before: a disk that fails does not even say what is mounted
         if at is not None and at.kind is FileKind.DIRECTORY:  # a device's node may be elsewhere too, in use or not
             self._layers.close_lost(volume)
         published = path in self._published.get(volume, {}) or is_ephemeral(volume)
