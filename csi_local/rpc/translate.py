@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from csi_local._proto import csi_pb2
 from csi_local.engine.api import VolumeView
-from csi_local.engine.keys import KEY
+from csi_local.engine.keys import KEY, PREVIOUS, GivenKeys
 from csi_local.model.accessibility import Accessibility
 from csi_local.model.errors import Busy, InvalidArgument, NotFound
 from csi_local.model.parameters import EPHEMERAL, parse_ephemeral, parse_parameters
@@ -144,9 +144,10 @@ def create_request(message: csi_pb2.CreateVolumeRequest) -> VolumeRequest:
     )
 
 
-def key(secrets: Mapping[str, str]) -> Secret | None:
-    """The key of an encrypted volume among a request's secrets; the others are not looked at."""
-    return Secret(secrets[KEY].encode()) if KEY in secrets else None
+def keys(secrets: Mapping[str, str]) -> GivenKeys:
+    """The keys of an encrypted volume among a request's secrets; the others are not looked at."""
+    key, previous = (Secret(secrets[name].encode()) if name in secrets else None for name in (KEY, PREVIOUS))
+    return GivenKeys(key=key, previous=previous)
 
 
 def is_ephemeral(message: csi_pb2.NodePublishVolumeRequest) -> bool:

@@ -304,6 +304,22 @@ def test_another_key_while_a_pod_uses_it(driver: Driver, keys: Path) -> None:
     assert observe.get(driver.attach(volume), len(DATA)) == DATA
 
 
+def test_another_key_with_the_next_pod(driver: Driver) -> None:
+    """The Secret has both keys: the volume's next staging, and that of what was made from its snapshot, rotates."""
+    volume = LUKS_EXT4.create(driver)
+    observe.put(driver.attach(volume), DATA)
+    restored = LUKS_EXT4.create(driver, source=driver.snapshot(volume))
+    driver.detach(volume)
+    with refused(Code.UNAUTHENTICATED):
+        driver.stage(volume, secrets={"encryptionKey": "battery staple", "previousEncryptionKey": "wrong"})
+    assert opens(driver.backing_file(volume), KEY)
+    driver.secrets = {"encryptionKey": "battery staple", "previousEncryptionKey": KEY}
+    for one in (volume, restored):
+        assert observe.get(driver.attach(one), len(DATA)) == DATA
+        for path in (driver.backing_file(one), driver.backing_file(one).with_name("header.img")):
+            assert (opens(path, KEY), opens(path, "battery staple")) == (False, True)
+
+
 def test_a_lost_header(driver: Driver) -> None:
     """What doctor does about it is in `tests/unit/test_encryption.py`."""
     volume = LUKS_EXT4.create(driver)
