@@ -32,6 +32,8 @@ TREES = (kinds.ADVISORY, kinds.DIRECTORY)
 FILES, FILE_BYTES, FOLDERS = 2000, 200 * MIB // 2000, 20
 PIECE = os.urandom(64 << 10)
 WRITER_PAUSE_S = 0.001
+REMOVED_S = 0.5
+"""After that a removal, which goes on in the background, disturbs nothing."""
 
 
 class Settings(NamedTuple):
@@ -169,7 +171,9 @@ def _timed(action: Callable[[], object], into: list[float]) -> None:
     into.append(time.perf_counter() - began)
 
 
-def _copies(driver: Driver, kind: Kind, volume: Volume, number: int, into: tuple[list[float], ...]) -> None:
+def _copies(
+    driver: Driver, kind: Kind, volume: Volume, number: int, into: tuple[list[float], ...], *, pause_s: float = 0.0
+) -> None:
     """One snapshot, one restore of it, one clone; then away with them."""
     snapshot, restore, clone = into
     name = f"of-the-tree-{number}"
@@ -179,14 +183,15 @@ def _copies(driver: Driver, kind: Kind, volume: Volume, number: int, into: tuple
         made = f"{word}-{number}"
         _timed(lambda made=made, source=source: driver.create(made, params=kind.parameters, source=source), took)  # type: ignore[misc]
         driver.delete(replace(volume, id=made))
+        time.sleep(pause_s)
     driver.delete_snapshot(taken)
 
 
 def _tree(driver: Driver, kind: Kind, volume: Volume, settings: Settings) -> Tree:
     snapshot, restore, clone = list[float](), list[float](), list[float]()
     for number in range(settings.times // 4):
-        _copies(driver, kind, volume, number, (snapshot, restore, clone))
-        time.sleep(0.5)  # the removal of what was made goes on beside
+        _copies(driver, kind, volume, number, (snapshot, restore, clone), pause_s=REMOVED_S)
+        time.sleep(REMOVED_S)
     return Tree(snapshot=summary(snapshot), restore=summary(restore), clone=summary(clone))
 
 

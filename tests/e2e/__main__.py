@@ -58,11 +58,12 @@ def inside(folder: Path, argv: list[str]) -> int:
     with cluster.running(folder, programs, archives) as made:
         _say(f"a cluster of {len(made.nodes)} nodes", start)
         start = time.monotonic()
+        if argv[0] != "bench":
+            made.control_plane.snapshots.start()
         install.install(made)
         _say("the driver is installed", start)
         match argv[0]:
             case "scenarios":
-                made.control_plane.snapshots.start()
                 install.make_snapshot_classes(made)
                 return scenarios.run(made, argv[1:])
             case "external":

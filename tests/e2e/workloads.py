@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -102,7 +103,7 @@ class Workloads:
 
     def name(self, word: str) -> str:
         """Return a name that no other test has."""
-        return f"{self.prefix}-{word}-{next(_counter)}"
+        return f"{self.prefix}-{word}-{os.getpid()}-{next(_counter)}"
 
     def create(self, manifest: Object) -> str:
         """Create an object, to be removed after the test."""
