@@ -21,6 +21,7 @@ from csi_local.rpc import snapshots
 TOPOLOGY_KEY = "topology.csi-local.io/node"
 _Mode = csi_pb2.VolumeCapability.AccessMode.Mode
 _GROUP = re.compile(r"[0-9]{1,10}")
+_SECRET_REF = re.compile(r"csi\.storage\.k8s\.io/[a-z-]+-secret-(name|namespace)")
 _MAX_GID = 2**32 - 2
 _AFTER = "after:"
 
@@ -142,6 +143,14 @@ def create_request(message: csi_pb2.CreateVolumeRequest) -> VolumeRequest:
         if message.HasField("volume_content_source")
         else None,
     )
+
+
+def class_parameters(given: Mapping[str, str]) -> dict[str, str]:
+    """The parameters of a StorageClass without those that name Secrets.
+
+    csi-provisioner asks for room with all that the class has; to CreateVolume it passes none of these.
+    """
+    return {name: value for name, value in given.items() if not _SECRET_REF.fullmatch(name)}
 
 
 def keys(secrets: Mapping[str, str]) -> GivenKeys:
