@@ -39,7 +39,7 @@ test-kernel: setup tools ## the tests inside User-Mode Linux: project quota, pow
 sanity: setup tools ## csi-sanity against every kind of volume (root)
 	$(ALONE) .venv/bin/python tests/sanity/run.py
 
-bench: setup ## measure against the bare filesystem (root)
+bench: setup tools ## measure against the bare filesystem (root)
 	.venv/bin/python -m tests.bench
 
 soak: setup ## half an hour of mixed load with faults, held to every answer (root)

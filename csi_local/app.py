@@ -21,6 +21,7 @@ from csi_local.engine.keys import Keys
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pools
 from csi_local.engine.publish import Publisher
+from csi_local.engine.rotation import Rotator
 from csi_local.engine.sizes import Sizes
 from csi_local.engine.snapshots import Snapshots
 from csi_local.engine.survey import Survey
@@ -61,7 +62,9 @@ class Engine:
         self.volumes = Volumes(host, self.pools, executor, locks, self.sweeper, self.copies, node=config.node_id)
         self.snapshots = Snapshots(host, self.pools, executor, locks, self.sweeper, self.copies)
         self.groups = Groups(host, self.pools, executor, locks, self.sweeper, self.copies)
-        layers = Layers(host, executor, Keys(host, config.keys))
+        keys = Keys(host, config.keys)
+        self.rotator = Rotator(host, self.pools, executor, locks, keys)
+        layers = Layers(host, executor, keys, self.rotator)
         self.sizes = Sizes(host, self.pools, executor, locks, layers)
         self.publisher = Publisher(host, self.pools, executor, locks, self.copies, layers, config.max_volumes)
         self.ephemeral = Ephemeral(host, self.pools, locks, self.volumes, self.publisher)

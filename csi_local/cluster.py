@@ -17,6 +17,7 @@ from csi_local.kube import resources
 from csi_local.kube.agent import WORKERS, Agent, Told
 from csi_local.kube.api import Api
 from csi_local.kube.cache import Cache
+from csi_local.kube.claims import Claims
 from csi_local.kube.desired import Desired
 from csi_local.kube.events import Events
 from csi_local.kube.group_kind import GroupKind
@@ -26,6 +27,7 @@ from csi_local.kube.pools import LEASE_S, POOLS_PAUSE_S, POOLS_S, Beat, NodeLeas
 from csi_local.kube.remote import Remote
 from csi_local.kube.remote_groups import RemoteGroups
 from csi_local.kube.remote_snapshots import RemoteSnapshots
+from csi_local.kube.rotations import KeyEngine, KeyRotations
 from csi_local.kube.snapshot_kind import SnapshotKind
 from csi_local.kube.volume_kind import VolumeKind
 from csi_local.model.errors import InvalidArgument
@@ -67,6 +69,7 @@ class ClusterView:
         self.groups = RemoteGroups(groups, volumes)
         self.snapshots = RemoteSnapshots(self._desired(resources.SNAPSHOTS, nodes, "snapshot"), groups, volumes)
         self.volumes = Remote(volumes, self.snapshots.origin)
+        self._claims = Claims(api, volumes)
 
     def _desired(self, collection: str, nodes: Nodes, noun: str) -> Desired:
         cache = self._caches[f"{noun}s"] = Cache(self._api, collection)
@@ -80,7 +83,7 @@ class ClusterView:
     @property
     def alive(self) -> Mapping[str, Check]:
         """Whether each cache's thread runs."""
-        return {name: cache.check_alive for name, cache in self._caches.items()}
+        return {name: cache.check_alive for name, cache in self._caches.items()} | {"claims": self._claims.check_alive}
 
     @property
     def synced(self) -> Mapping[str, Check]:
@@ -91,6 +94,7 @@ class ClusterView:
         """Begin to watch."""
         for cache in self._caches.values():
             cache.start()
+        self._claims.start()
 
     def wait(self) -> None:
         """Wait until all is known, however long the API is away."""
@@ -100,6 +104,7 @@ class ClusterView:
 
     def stop(self) -> None:
         """End."""
+        self._claims.stop()
         for cache in self._caches.values():
             cache.stop()
         self._api.close()
@@ -132,6 +137,10 @@ class NodeEngine(Protocol):
     def groups(self) -> GroupEngine:
         """Groups of them."""
 
+    @property
+    def rotator(self) -> KeyEngine:
+        """Keys."""
+
 
 class ClusterPart:
     """What makes a node a part of the cluster: its agents, its LocalPools, its Lease."""
@@ -162,15 +171,17 @@ class ClusterPart:
         self._snapshots = agent(SnapshotKind(engine.snapshots, node), _SNAPSHOT_WORKERS)
         self._groups = agent(GroupKind(engine.groups, node), _GROUP_WORKERS)
         self._agents = (self._volumes, self._snapshots, self._groups)
+        volumes = self._volumes.cache
+        self._keys = KeyRotations(api, volumes, engine.rotator, events, told=told, crash_point=crash_point)
         engine.copies.listen(self._copied)
         self._node_lease = NodeLease(api, node, config.namespace, lambda: self._problem or self._unconnected)
         self._lease = Beat("lease", self._renew, LEASE_S)
         self.survey = Survey(engine.volumes, engine.pools, self._surveyed)
-        self._parts = (self._pools, *self._agents, self._lease, self.survey)
+        self._parts = (self._pools, self._keys, *self._agents, self._lease, self.survey)
 
     @property
     def _problem(self) -> str:
-        return next((agent.problem for agent in self._agents if agent.problem), "")
+        return next((part.problem for part in (*self._agents, self._keys) if part.problem), "")
 
     @property
     def _unconnected(self) -> str:

@@ -3,12 +3,8 @@
 import sys
 from pathlib import Path
 
-from csi_local.app import crash_point
 from csi_local.config import Config
-from csi_local.engine.execute import Executor
 from csi_local.engine.keys import MAX_KEY
-from csi_local.engine.rotation import Rotator
-from csi_local.host.linux import LinuxHost
 from csi_local.model.errors import InvalidArgument
 from csi_local.model.secret import Secret, without_newline
 from csi_local.show import visiting
@@ -22,8 +18,7 @@ def rotate(config: Config, volume: str, old_file: str, new_file: str) -> int:
         DriverError: see ``engine.rotation``.
     """
     with visiting(config) as engine, _key(old_file) as old, _key(new_file) as new:
-        host = LinuxHost()
-        Rotator(host, engine.pools, Executor(host, crash_point(config.crash_point))).rotate(volume, old, new)
+        engine.rotator.rotate(volume, old, new)
     sys.stdout.write(f"volume {volume} has its new key; snapshots of it, and volumes made from it, keep theirs\n")
     return 0
 

@@ -2,13 +2,16 @@
 
 import logging
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from csi_local.backends import luks
 from csi_local.engine.execute import Executor
-from csi_local.engine.keys import Action, Keys
+from csi_local.engine.keys import Action, GivenKeys, Keys
 from csi_local.engine.observe import Observer
 from csi_local.engine.pool import Pool
+from csi_local.engine.rotation import Rotator
 from csi_local.host.api import Host
 from csi_local.host.crypt import WRONG_KEY
 from csi_local.model.errors import Busy, CommandFailed, FailedPrecondition, SyscallFailed, Unauthenticated
@@ -35,13 +38,14 @@ class Opened:
 class Layers:
     """Opens and closes encrypted volumes."""
 
-    def __init__(self, host: Host, executor: Executor, keys: Keys) -> None:
+    def __init__(self, host: Host, executor: Executor, keys: Keys, rotator: Rotator) -> None:
         self._host = host
         self._executor = executor
         self._keys = keys
+        self._rotator = rotator
         self._observer = Observer(host)
 
-    def open(self, pool: Pool, record: VolumeRecord, encryption: Encryption, given: Secret | None) -> Opened:
+    def open(self, pool: Pool, record: VolumeRecord, encryption: Encryption, given: GivenKeys) -> Opened:
         """Open a volume, unless it is open; the first time it is formatted.
 
         Raises:
@@ -56,7 +60,7 @@ class Layers:
         if not pool.abilities.encryption:
             raise FailedPrecondition(f"volume {record.id} is encrypted: {pool.abilities.encryption_reason}")
         operations = opening.open_layer(record, encryption, pool.layout, seen, str(uuid.uuid4()))
-        with self._keys.get(record, encryption, Action.OPEN, given) as key:
+        with self.key(pool, record, encryption, Action.OPEN, given) as key:
             self.run("open", record, operations, key)
         (device,) = self._observer.stack(pool.layout, record.id).opened
         return Opened(record=pool.store.load(record.id), device=device, fresh=True)
@@ -74,9 +78,19 @@ class Layers:
                 raise
             raise Unauthenticated(f"volume {record.id}: that is not its key; nothing has been changed") from None
 
-    def key(self, record: VolumeRecord, encryption: Encryption, action: Action, given: Secret | None) -> Secret:
-        """See :meth:`Keys.get`."""
-        return self._keys.get(record, encryption, action, given)
+    @contextmanager
+    def key(
+        self, pool: Pool, record: VolumeRecord, encryption: Encryption, action: Action, given: GivenKeys
+    ) -> Iterator[Secret]:
+        """A volume's key, for a while; the key before it, where that is at hand, opens the volume no more.
+
+        Raises:
+            Unauthenticated, FailedPrecondition, Unavailable: see :meth:`Keys.get`.
+            Busy: see :meth:`Rotator.catch_up`.
+        """
+        with self._keys.get(record, encryption, action, given) as key:
+            self._rotator.catch_up(pool, record, encryption, key, given)
+            yield key
 
     def _close_cut_short(self, pool: Pool, record: VolumeRecord) -> None:
         """Where mkfs was cut short, closing the device shows whether it is still at work."""

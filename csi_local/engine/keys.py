@@ -1,6 +1,7 @@
 """Keys of encrypted volumes: asked for when one is needed, from whoever the volume's class names, and kept nowhere."""
 
 import json
+from dataclasses import dataclass
 from enum import StrEnum
 
 from csi_local.host.api import Host
@@ -11,6 +12,12 @@ from csi_local.model.volume import Encryption, KeyProvider, VolumeRecord
 
 KEY = "encryptionKey"
 """Under which name a request's secrets have the key."""
+
+PREVIOUS = "previousEncryptionKey"
+"""Under which name they have the key that it takes the place of, while a key is being changed."""
+
+PREVIOUS_FILE = ".previous"
+"""What the name of a key file has behind it, likewise."""
 
 MAX_KEY = 4096
 """Bytes; as many as CSI's secrets can have."""
@@ -26,6 +33,19 @@ class Action(StrEnum):
 
     OPEN = "open"
     GROW = "grow"
+    ROTATE = "rotate"
+    PREVIOUS = "previous"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenKeys:
+    """The keys that came with a request, if any did: the volume's, and the one before it."""
+
+    key: Secret | None = None
+    previous: Secret | None = None
+
+
+NONE_GIVEN = GivenKeys()
 
 
 class Keys:
@@ -35,7 +55,7 @@ class Keys:
         self._host = host
         self._sources = sources
 
-    def get(self, record: VolumeRecord, encryption: Encryption, action: Action, given: Secret | None) -> Secret:
+    def get(self, record: VolumeRecord, encryption: Encryption, action: Action, given: GivenKeys) -> Secret:
         """The key of a volume; *given* is what came with the request.
 
         Raises:
@@ -44,7 +64,7 @@ class Keys:
             Unavailable: who has it cannot be asked now.
         """
         if encryption.provider is KeyProvider.SECRET:
-            key, whence = _of_request(record, action, given), f"the secret's {KEY!r}"
+            key, whence = _of_request(record, action, given.key), f"the secret's {KEY!r}"
         elif encryption.provider is KeyProvider.FILE:
             key, whence = self._of_file(record, encryption.key_name), f"the key file {encryption.key_name!r}"
         else:
@@ -55,6 +75,26 @@ class Keys:
             key.forget()
             raise Unauthenticated(f"volume {record.id}: {whence} has more than {MAX_KEY} bytes")
         return key
+
+    def previous(self, record: VolumeRecord, encryption: Encryption, given: GivenKeys, *, ask: bool) -> Secret | None:
+        """The key that a volume's takes the place of; None where there is none.
+
+        Whether a key program is to be asked as well, is said by *ask*.
+
+        Raises:
+            FailedPrecondition, Unavailable: see :meth:`get`.
+        """
+        key: Secret | None = None
+        try:
+            if encryption.provider is KeyProvider.SECRET:
+                key = Secret(without_newline(given.previous.reveal())) if given.previous is not None else None
+            elif encryption.provider is KeyProvider.FILE:
+                key = self._of_file(record, encryption.key_name + PREVIOUS_FILE)
+            elif ask:
+                key = self._of_program(record, encryption, Action.PREVIOUS)
+        except Unauthenticated:  # there is none
+            return None
+        return key or None
 
     def _of_file(self, record: VolumeRecord, name: str) -> Secret:
         """The links of a mounted Secret of Kubernetes are followed, but not out of the directory."""

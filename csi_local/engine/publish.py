@@ -11,6 +11,7 @@ from csi_local.engine.copies import Copies
 from csi_local.engine.crypt import Layers, Opened
 from csi_local.engine.execute import Executor
 from csi_local.engine.glance import Glance
+from csi_local.engine.keys import NONE_GIVEN, GivenKeys
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
 from csi_local.engine.pool import Pool
@@ -29,7 +30,6 @@ from csi_local.model.errors import (
 from csi_local.model.mount_options import MountOptions
 from csi_local.model.observed import FileKind, Usage
 from csi_local.model.operations import Detach, Operation, RemoveTarget, SetGroup, Unmount
-from csi_local.model.secret import Secret
 from csi_local.model.volume import (
     BackendKind,
     Capability,
@@ -110,9 +110,9 @@ class Publisher:
     # --- staging
 
     def stage(
-        self, shown: str, path: str, capability: Capability, patience_s: float, key: Secret | None = None
+        self, shown: str, path: str, capability: Capability, patience_s: float, given: GivenKeys = NONE_GIVEN
     ) -> None:
-        """Make a volume ready on this node; *key* is what came with the request.
+        """Make a volume ready on this node; the keys *given* are those that came with the request.
 
         Raises:
             Unauthenticated: it is encrypted, and the key is missing or wrong.
@@ -126,10 +126,10 @@ class Publisher:
         with self._locks.hold(volume, patience_s), self._alone_at(patience_s, path):
             record = pool.store.load(volume)
             check_usable(record, capability)
-            self._stage(pool, record, path, capability, key)
+            self._stage(pool, record, path, capability, given)
 
     def _stage(
-        self, pool: Pool, record: VolumeRecord, path: str, capability: Capability, key: Secret | None = None
+        self, pool: Pool, record: VolumeRecord, path: str, capability: Capability, given: GivenKeys = NONE_GIVEN
     ) -> None:
         with self._guard:
             known = record.id in self._staged
@@ -139,7 +139,7 @@ class Publisher:
         try:
             if record.backend is BackendKind.LOOPFILE:
                 self._copies.disturb(record.id, f"volume {record.id} has been staged meanwhile")
-            opened = self._open(pool, record, path, key)
+            opened = self._open(pool, record, path, given)
             try:
                 self._mount(pool, opened.record if opened else record, path, capability, opened)
             except Exception:
@@ -153,13 +153,13 @@ class Publisher:
         if self._staged[record.id] is None:
             self._staged[record.id] = capability
 
-    def _open(self, pool: Pool, record: VolumeRecord, path: str, key: Secret | None) -> Opened | None:
+    def _open(self, pool: Pool, record: VolumeRecord, path: str, given: GivenKeys) -> Opened | None:
         """Open an encrypted volume that is not staged there already: what is refused leaves nothing open."""
         encryption = record.encryption
         if encryption is None or self._observer.is_mounted_at(pool.layout, record.id, path):
             return None
         staging.check_place(path, self._host.stat(path))
-        return self._layers.open(pool, record, encryption, key)
+        return self._layers.open(pool, record, encryption, given)
 
     def _mount(
         self, pool: Pool, record: VolumeRecord, path: str, capability: Capability, opened: Opened | None
@@ -278,13 +278,13 @@ class Publisher:
         paths: tuple[str, str],
         capability: Capability,
         patience_s: float,
-        key: Secret | None = None,
+        given: GivenKeys = NONE_GIVEN,
         *,
         read_only: bool,
     ) -> None:
         """Make a staged volume appear at a target; *paths* are staging and target.
 
-        A volume that should be staged and is not (after a reboot, say) is staged again, with the *key* that came.
+        A volume that should be staged and is not (after a reboot, say) is staged again, with the keys that came.
 
         Raises:
             Unauthenticated: that needs a key, which is missing or wrong.
@@ -300,7 +300,7 @@ class Publisher:
             check_usable(record, capability)
             wanted = Publication(volume=record.id, capability=capability, read_only=read_only)
             operations = self._plan(pool, record, wanted, paths)  # what is refused leaves nothing staged
-            if self._ensure_staged(pool, record, staged, capability, key):
+            if self._ensure_staged(pool, record, staged, capability, given):
                 operations = self._plan(pool, record, wanted, paths)
             self._executor.run("publish", operations)
             self._published.setdefault(volume, {})[target] = wanted
@@ -312,7 +312,7 @@ class Publisher:
         return publishing.publish(record, wanted, _options(record, wanted.capability), paths, pool.layout, seen)
 
     def _ensure_staged(
-        self, pool: Pool, record: VolumeRecord, path: str, capability: Capability, key: Secret | None
+        self, pool: Pool, record: VolumeRecord, path: str, capability: Capability, given: GivenKeys
     ) -> bool:
         """Stage again what should be staged; whether that was needed."""
         if record.block:
@@ -327,7 +327,7 @@ class Publisher:
         if not begun or self._host.stat(path) is None:
             raise FailedPrecondition(f"volume {record.id} is not staged at {path}: call NodeStageVolume first")
         _log.warning("volume %s should be staged at %s and is not: staging it again", record.id, path)
-        self._stage(pool, record, path, capability, key)
+        self._stage(pool, record, path, capability, given)
         return True
 
     def unpublish(self, shown: str, target: str, patience_s: float) -> None:

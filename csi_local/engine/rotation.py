@@ -1,28 +1,36 @@
 """Giving an encrypted volume another key, while it is used or not; at every instant a key opens it."""
 
+import logging
+
 from csi_local.engine.execute import Executor
+from csi_local.engine.keys import Action, GivenKeys, Keys
+from csi_local.engine.locks import KeyedLocks
+from csi_local.engine.pool import Pool
 from csi_local.engine.pools import Pools
 from csi_local.host.api import Host
-from csi_local.model.errors import FailedPrecondition, InvalidArgument, Unauthenticated
+from csi_local.model.errors import CommandFailed, FailedPrecondition, InvalidArgument, Unauthenticated
 from csi_local.model.operations import AddKey, EraseHeader, KeepHeader, Operation, ProveKey, RemoveKey
 from csi_local.model.secret import Secret
 from csi_local.model.volume import Encryption, FormatState, VolumeRecord
 from csi_local.store.layout import Layout
 
+_log = logging.getLogger(__name__)
+
 
 class Rotator:
-    """The use case of a new key.
+    """The use cases of a new key. cryptsetup itself lets one at a time change a header."""
 
-    Nobody waits for it: neither a driver that runs, nor pods. cryptsetup itself lets one at a time change a header.
-    """
-
-    def __init__(self, host: Host, pools: Pools, executor: Executor) -> None:
+    def __init__(self, host: Host, pools: Pools, executor: Executor, locks: KeyedLocks, keys: Keys) -> None:
         self._host = host
         self._pools = pools
         self._executor = executor
+        self._locks = locks
+        self._keys = keys
 
     def rotate(self, shown: str, old: Secret, new: Secret) -> VolumeRecord:
         """Let *new* open a volume, and *old* no more; done again, it ends what was cut short.
+
+        Nobody waits for it: neither a driver that runs, nor pods.
 
         Raises:
             InvalidArgument: the two are the same.
@@ -35,18 +43,73 @@ class Rotator:
             raise InvalidArgument("the two keys are the same")
         pool, volume = self._pools.find(shown)
         record = pool.store.load(volume)
-        encryption = record.encryption
-        if encryption is None or encryption.state is not FormatState.FORMATTED:
-            why = "is not encrypted" if encryption is None else "was never staged: its first staging gives it a key"
-            raise FailedPrecondition(f"volume {shown} {why}")
-        image = pool.layout.image(volume)
-        with self._host.lock(pool.layout.volume(volume)):
+        encryption = _encryption(record)
+        if encryption.state is not FormatState.FORMATTED:
+            raise FailedPrecondition(f"volume {shown} was never staged: its first staging gives it a key")
+        self._replace(pool, record, encryption, old, new)
+        return record
+
+    def settle(self, shown: str, given: GivenKeys, patience_s: float) -> None:
+        """Let a volume's key open it and the one before it no more, as whoever has them says now.
+
+        Raises:
+            NotFound: there is no such volume.
+            FailedPrecondition: it is not encrypted, or this node is not set up for that.
+            Unauthenticated: there is no key, or neither is its.
+            Unavailable: who has the keys cannot be asked now.
+            Busy: somebody else is at work on it.
+        """
+        pool, volume = self._pools.find(shown)
+        with self._locks.hold(volume, patience_s):
+            record = pool.store.load(volume)
+            encryption = _encryption(record)
+            with self._keys.get(record, encryption, Action.ROTATE, given) as new:
+                if encryption.state is not FormatState.FORMATTED:
+                    return  # that is the key which its first staging will give it
+                with self._keys.previous(record, encryption, given, ask=True) or Secret(b"") as old:
+                    if old and old.reveal() != new.reveal():
+                        self._replace(pool, record, encryption, old, new)
+                    elif not self._host.opens(pool.layout.image(volume), new):
+                        raise Unauthenticated(f"volume {shown}: that is not its key, and nobody has the one before it")
+
+    def catch_up(self, pool: Pool, record: VolumeRecord, encryption: Encryption, new: Secret, given: GivenKeys) -> None:
+        """Where the key before it is at hand and opens a volume, or what is to be its header one day, let *new* do so.
+
+        Raises:
+            Busy: it is being given another key at this moment.
+        """
+        if encryption.state is not FormatState.FORMATTED:
+            return
+        with self._keys.previous(record, encryption, given, ask=False) or Secret(b"") as old:
+            if old and old.reveal() != new.reveal() and self._is_stale(pool, record, old, new):
+                self._replace(pool, record, encryption, old, new)
+
+    def _is_stale(self, pool: Pool, record: VolumeRecord, old: Secret, new: Secret) -> bool:
+        """Whether a rotation is due, or was cut short: the copy of the header comes last."""
+        if self._host.opens(pool.layout.image(record.id), old):
+            return True
+        copy = pool.layout.header_copy(record.id)
+        try:
+            there = self._host.stat(copy) is not None
+            return there and (self._host.opens(copy, old) or not self._host.opens(copy, new))
+        except CommandFailed:  # it was overwritten, and not written again
+            return True
+
+    def _replace(self, pool: Pool, record: VolumeRecord, encryption: Encryption, old: Secret, new: Secret) -> None:
+        image = pool.layout.image(record.id)
+        with self._host.lock(pool.layout.volume(record.id)):
             if not any(self._host.opens(image, key) for key in (old, new)):
-                raise Unauthenticated(f"volume {shown}: neither of the two is its key; nothing has been changed")
-            copied = self._host.stat(pool.layout.header_copy(volume)) is not None
+                raise Unauthenticated(f"volume {record.id}: neither of the two is its key; nothing has been changed")
+            copied = self._host.stat(pool.layout.header_copy(record.id)) is not None
             operations = _plan(record, encryption, pool.layout, copied=copied)
             self._executor.run("rotate", operations, key=old, new_key=new)
-        return record
+        _log.info("volume %s has its new key", record.id)
+
+
+def _encryption(record: VolumeRecord) -> Encryption:
+    if record.encryption is None:
+        raise FailedPrecondition(f"volume {record.id} is not encrypted")
+    return record.encryption
 
 
 def _plan(record: VolumeRecord, encryption: Encryption, layout: Layout, *, copied: bool) -> tuple[Operation, ...]:

@@ -5,7 +5,7 @@ import logging
 
 from csi_local.engine.crypt import Layers
 from csi_local.engine.execute import Executor
-from csi_local.engine.keys import Action
+from csi_local.engine.keys import NONE_GIVEN, Action, GivenKeys
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
 from csi_local.engine.pool import Pool
@@ -15,7 +15,6 @@ from csi_local.model.errors import FailedPrecondition, NotFound
 from csi_local.model.observed import Stack
 from csi_local.model.operations import GrowMounted, Operation, RefreshLoops, ResizeEncrypted
 from csi_local.model.quantity import Bytes
-from csi_local.model.secret import Secret
 from csi_local.model.volume import BackendKind, Capability, CapacityRange, VolumeRecord
 from csi_local.plan import life, sizes
 from csi_local.plan.request import check_usable
@@ -67,12 +66,12 @@ class Sizes:
         capacity: CapacityRange,
         capability: Capability | None,
         patience_s: float,
-        key: Secret | None = None,
+        given: GivenKeys = NONE_GIVEN,
     ) -> Bytes:
         """Let a volume's device and filesystem have the size that the volume has; return that size.
 
         Raises:
-            Unauthenticated: it is encrypted, and the *key* that came with the request is missing or wrong.
+            Unauthenticated: it is encrypted, and the key *given* with the request is missing or wrong.
             NotFound: there is no such volume, or it is not at *path*.
             FailedPrecondition: its filesystem cannot grow while mounted on this node; it will when staged next.
         """
@@ -91,10 +90,10 @@ class Sizes:
             if not here and not (record.block and devices.top and self._host.stat(path) is not None):
                 raise NotFound(f"volume {shown} is not at {path}")
             if record.backend is BackendKind.LOOPFILE:
-                self._grow_on_node(pool, record, path, devices, key)
+                self._grow_on_node(pool, record, path, devices, given)
             return record.size
 
-    def _grow_on_node(self, pool: Pool, record: VolumeRecord, path: str, devices: Stack, key: Secret | None) -> None:
+    def _grow_on_node(self, pool: Pool, record: VolumeRecord, path: str, devices: Stack, given: GivenKeys) -> None:
         """Image, loop device, what is open over it, and filesystem, one after the other.
 
         The kernel has the key, but gives it to nobody: to change the size of what is open it is needed again.
@@ -110,5 +109,5 @@ class Sizes:
             self._executor.run("node-expand", (*grown, *over))
             return
         resized = [ResizeEncrypted(opened=opened, size=record.size) for opened in small]
-        with self._layers.key(record, record.encryption, Action.GROW, key) as found:
-            self._layers.run("node-expand", record, (*grown, *resized, *over), found)
+        with self._layers.key(pool, record, record.encryption, Action.GROW, given) as key:
+            self._layers.run("node-expand", record, (*grown, *resized, *over), key)

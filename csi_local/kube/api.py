@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -85,13 +85,15 @@ class Api:
         """
         return self._json("GET", f"{collection}/{quote(name)}")
 
-    def list(self, collection: str, selector: str = "") -> tuple[list[Object], str]:
-        """All objects that a label selector chooses, and the resource version of the list."""
+    def list(
+        self, collection: str, selector: str = "", keep: Callable[[Object], Object] = dict
+    ) -> tuple[list[Object], str]:
+        """All objects that a label selector chooses, as much of each as *keep* leaves; and the list's version."""
         items: list[Object] = []
         query = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
         while True:
             page = self._json("GET", f"{collection}?{urlencode(query)}")
-            items += page.get("items") or []
+            items += map(keep, page.get("items") or [])
             if not (more := page["metadata"].get("continue", "")):
                 return items, str(page["metadata"]["resourceVersion"])
             query["continue"] = more

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from csi_local.kube.api import Api, Object
+from csi_local.kube.resources import name_of
 from csi_local.model.errors import DriverError, Expired
 
 _log = logging.getLogger(__name__)
@@ -38,8 +39,18 @@ class _Waiter:
 class Cache:
     """The objects of *collection* that a label selector chooses, by name."""
 
-    def __init__(self, api: Api, collection: str, *, selector: str = "") -> None:
+    def __init__(
+        self,
+        api: Api,
+        collection: str,
+        *,
+        selector: str = "",
+        key: Callable[[Object], str] = name_of,
+        keep: Callable[[Object], Object] = dict,
+    ) -> None:
+        """*key* is what they go by, where several namespaces may have the same name; *keep* says what of each stays."""
         self._api, self._collection, self._selector = api, collection, selector
+        self._key, self._keep = key, keep
         self._guard = threading.RLock()
         self._objects: dict[str, Object] = {}
         self._gone: dict[str, int] = {}
@@ -97,7 +108,7 @@ class Cache:
 
     def observe(self, found: Object) -> None:
         """Take in what a write or a read was answered with, before the watch tells of it."""
-        self._take(found["metadata"]["name"], found, _version(found))
+        self._take(self._key(found), self._keep(found), _version(found))
 
     def wait(self, name: str, predicate: Predicate, patience_s: float) -> bool:
         """Wait until *predicate* is true of an object (None where it is not there); return whether it became so."""
@@ -182,8 +193,8 @@ class Cache:
             raise Expired("the server's versions went back: its data was restored from a backup")
 
     def _list(self) -> None:
-        items, version = self._api.list(self._collection, self._selector)
-        there = {one["metadata"]["name"]: one for one in items}
+        items, version = self._api.list(self._collection, self._selector, self._keep)
+        there = {self._key(one): one for one in items}
         with self._guard:
             if self._rewound:
                 self._gone.clear()
@@ -200,7 +211,7 @@ class Cache:
         for kind, found in self._api.watch(self._collection, self._version, selector=self._selector):
             version = found["metadata"]["resourceVersion"]
             if kind != "BOOKMARK":
-                self._take(found["metadata"]["name"], None if kind == "DELETED" else found, int(version))
+                self._take(self._key(found), None if kind == "DELETED" else self._keep(found), int(version))
             self._version = version
             if self._stopping.is_set():
                 return

@@ -89,13 +89,21 @@ class Events:
 
         *reason* is one word, as programs read it (``PoolMissing``).
         """
+        self._say("Warning", about, reason, message)
+
+    def tell(self, about: About, reason: str, message: str) -> None:
+        """Say likewise what somebody has waited for, and what is as it should be."""
+        self._say("Normal", about, reason, message)
+
+    def _say(self, kind: str, about: About, reason: str, message: str) -> None:
         name = _event_name(about, reason, message)
         if not self._is_new(name):
             return
-        _log.warning("%s %s: %s: %s", about.kind, about.name, reason, message)
+        level = logging.WARNING if kind == "Warning" else logging.INFO
+        _log.log(level, "%s %s: %s: %s", about.kind, about.name, reason, message)
         if not self._is_allowed():
             return
-        event = _event(name, about, reason, message, self._node)
+        event = _event(name, about, reason, message, self._node) | {"type": kind}
         collection = resources.events(event["metadata"]["namespace"])
         try:
             try:
@@ -149,7 +157,6 @@ def _event(name: str, about: About, reason: str, message: str, node: str) -> Obj
         "involvedObject": involved,
         "reason": reason,
         "message": message[:_MAX_MESSAGE],
-        "type": "Warning",
         "source": {"component": _COMPONENT, "host": node},
         "reportingComponent": _COMPONENT,
         "reportingInstance": node,

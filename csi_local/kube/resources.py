@@ -16,7 +16,9 @@ GROUP, VERSION = "csi-local.io", "v1alpha1"
 _BASE = f"/apis/{GROUP}/{VERSION}"
 VOLUMES, POOLS = f"{_BASE}/localvolumes", f"{_BASE}/localpools"
 SNAPSHOTS, GROUPS = f"{_BASE}/localsnapshots", f"{_BASE}/localgroupsnapshots"
-NODES = "/api/v1/nodes"
+NODES, CLAIMS, PERSISTENT_VOLUMES = (
+    f"/api/v1/{kind}" for kind in ("nodes", "persistentvolumeclaims", "persistentvolumes")
+)
 NODE_LABEL = f"{GROUP}/node"
 FINALIZER = f"{GROUP}/data"
 """Stays on a resource while its node may have its data."""
@@ -38,6 +40,7 @@ _CODES: dict[type[errors.DriverError], str] = {
     errors.Busy: "ABORTED",
     errors.Unsupported: "UNIMPLEMENTED",
     errors.Unavailable: "UNAVAILABLE",
+    errors.Unauthenticated: "UNAUTHENTICATED",
 }
 _KINDS = {code: kind for kind, code in _CODES.items()}
 
@@ -50,6 +53,11 @@ def leases(namespace: str) -> str:
 def events(namespace: str) -> str:
     """The collection of events in a namespace."""
     return f"/api/v1/namespaces/{namespace}/events"
+
+
+def secrets(namespace: str) -> str:
+    """The collection of secrets in a namespace."""
+    return f"/api/v1/namespaces/{namespace}/secrets"
 
 
 def resource_name(identifier: str) -> str:

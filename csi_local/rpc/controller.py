@@ -129,7 +129,7 @@ class Controller:
         wanted = VolumeRequest(
             name="",
             capabilities=tuple(translate.capability(one) for one in request.volume_capabilities),
-            parameters=parse_parameters(dict(request.parameters)),
+            parameters=parse_parameters(translate.class_parameters(request.parameters)),
         )
         found = self._volumes.capacity(wanted, translate.accessibility_of(request.accessible_topology))
         return csi_pb2.GetCapacityResponse(

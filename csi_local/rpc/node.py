@@ -38,7 +38,7 @@ class Node:
         staging = translate.path(request.staging_target_path, "staging_target_path")
         given = request.HasField("volume_capability")
         capability = translate.required_capability(request.volume_capability, present=given)
-        self._publisher.stage(shown, staging, capability, patience(context), translate.key(request.secrets))
+        self._publisher.stage(shown, staging, capability, patience(context), translate.keys(request.secrets))
         return csi_pb2.NodeStageVolumeResponse()
 
     def NodeUnstageVolume(  # noqa: N802
@@ -65,9 +65,9 @@ class Node:
         if not request.staging_target_path:
             raise FailedPrecondition("staging_target_path is missing: this driver stages volumes")
         staging = translate.path(request.staging_target_path, "staging_target_path")
-        key = translate.key(request.secrets)
+        given_keys = translate.keys(request.secrets)
         paths = (staging, target)
-        self._publisher.publish(shown, paths, capability, patience(context), key, read_only=request.readonly)
+        self._publisher.publish(shown, paths, capability, patience(context), given_keys, read_only=request.readonly)
         return csi_pb2.NodePublishVolumeResponse()
 
     def NodeUnpublishVolume(  # noqa: N802
@@ -99,8 +99,8 @@ class Node:
         path = translate.volume_path(request.volume_path)
         wanted = translate.capacity_range(request.capacity_range)
         given = translate.capability(request.volume_capability) if request.HasField("volume_capability") else None
-        key = translate.key(request.secrets)
-        size = self._sizes.expand_on_node(shown, path, wanted, given, patience(context), key)
+        given_keys = translate.keys(request.secrets)
+        size = self._sizes.expand_on_node(shown, path, wanted, given, patience(context), given_keys)
         return csi_pb2.NodeExpandVolumeResponse(capacity_bytes=size)
 
     def NodeGetCapabilities(  # noqa: N802

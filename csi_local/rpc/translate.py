@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from csi_local._proto import csi_pb2
 from csi_local.engine.api import VolumeView
-from csi_local.engine.keys import KEY
+from csi_local.engine.keys import KEY, PREVIOUS, GivenKeys
 from csi_local.model.accessibility import Accessibility
 from csi_local.model.errors import Busy, InvalidArgument, NotFound
 from csi_local.model.parameters import EPHEMERAL, parse_ephemeral, parse_parameters
@@ -21,6 +21,7 @@ from csi_local.rpc import snapshots
 TOPOLOGY_KEY = "topology.csi-local.io/node"
 _Mode = csi_pb2.VolumeCapability.AccessMode.Mode
 _GROUP = re.compile(r"[0-9]{1,10}")
+_SECRET_REF = re.compile(r"csi\.storage\.k8s\.io/[a-z-]+-secret-(name|namespace)")
 _MAX_GID = 2**32 - 2
 _AFTER = "after:"
 
@@ -144,9 +145,18 @@ def create_request(message: csi_pb2.CreateVolumeRequest) -> VolumeRequest:
     )
 
 
-def key(secrets: Mapping[str, str]) -> Secret | None:
-    """The key of an encrypted volume among a request's secrets; the others are not looked at."""
-    return Secret(secrets[KEY].encode()) if KEY in secrets else None
+def class_parameters(given: Mapping[str, str]) -> dict[str, str]:
+    """The parameters of a StorageClass without those that name Secrets.
+
+    csi-provisioner asks for room with all that the class has; to CreateVolume it passes none of these.
+    """
+    return {name: value for name, value in given.items() if not _SECRET_REF.fullmatch(name)}
+
+
+def keys(secrets: Mapping[str, str]) -> GivenKeys:
+    """The keys of an encrypted volume among a request's secrets; the others are not looked at."""
+    key, previous = (Secret(secrets[name].encode()) if name in secrets else None for name in (KEY, PREVIOUS))
+    return GivenKeys(key=key, previous=previous)
 
 
 def is_ephemeral(message: csi_pb2.NodePublishVolumeRequest) -> bool:

@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.bench import disks, lifecycles, neighbours, population, report, snapshots
+from tests.bench import disks, encryption, lifecycles, neighbours, population, report, snapshots
 from tests.bench.fio import interruptible
 from tests.bench.workers import workers
 
@@ -30,6 +30,7 @@ PARTS: dict[str, Callable[[Workers, bool], Any]] = {
     "population": lambda load, quick: population.measure(load, population.QUICK if quick else population.FULL),
     "neighbours": lambda _load, quick: neighbours.measure(neighbours.QUICK if quick else neighbours.FULL),
     "snapshots": lambda _load, quick: snapshots.measure(snapshots.QUICK if quick else snapshots.FULL),
+    "encryption": lambda _load, quick: encryption.measure(encryption.QUICK if quick else encryption.FULL),
     "fio": lambda _load, quick: disks.measure(disks.QUICK if quick else disks.FULL),
 }
 

@@ -158,5 +158,6 @@ _TABLES: dict[str, Any] = {
     "population": _population,
     "neighbours": _neighbours,
     "snapshots": _snapshots,
+    "encryption": _disks,
     "fio": _disks,
 }

@@ -126,14 +126,25 @@ def test_the_controller_has_nothing_of_the_host() -> None:
 
 
 def test_an_account_may_do_nothing_to_everything() -> None:
-    """No wildcard, no secrets, and the controller cannot write what nodes answer."""
+    """No wildcard, no secrets but those named, and the controller cannot write what nodes answer."""
     manifests = rendered("--values", EVERYTHING)
     roles = of_kind(manifests, "ClusterRole") | of_kind(manifests, "Role")
     for role in roles.values():
         for rule in role["rules"]:
             assert "*" not in [*rule["apiGroups"], *rule["resources"], *rule["verbs"]]
-            assert "secrets" not in rule["resources"]
+            assert "secrets" not in rule["resources"] or (rule["verbs"] == ["get"] and rule["resourceNames"])
             assert role["metadata"]["name"] == "csi-local-node" or not _answers(rule)
+
+
+def test_nodes_read_those_secrets_that_are_named_and_no_others() -> None:
+    roles = [one for one in rendered("--values", EVERYTHING) if one["kind"] == "Role"]
+    rules = [(one["metadata"]["namespace"], rule) for one in roles for rule in one["rules"]]
+    named = {where: rule["resourceNames"] for where, rule in rules if rule["resources"] == ["secrets"]}
+    assert named == {"csi-local": ["volume-key"], "shop": ["a", "b"]}
+    bindings = [one for one in rendered("--values", EVERYTHING) if one["kind"] == "RoleBinding"]
+    subjects = {one["roleRef"]["name"]: one["subjects"] for one in bindings}
+    assert [one["name"] for one in subjects["csi-local-node-rotation"]] == ["csi-local-node"]
+    assert "secrets" not in str([one for one in rendered() if one["kind"] in ("Role", "ClusterRole")])
 
 
 def _answers(rule: dict[str, Any]) -> bool:

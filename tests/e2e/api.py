@@ -34,6 +34,7 @@ NAMESPACED = frozenset(
         "Lease",
         "PersistentVolumeClaim",
         "Pod",
+        "Secret",
         "VolumeGroupSnapshot",
         "VolumeSnapshot",
     }

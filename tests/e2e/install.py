@@ -25,6 +25,15 @@ INSTALL_SECONDS = 60
 IMAGE_SECONDS = 600.0
 FSTYPE = "csi.storage.k8s.io/fstype"
 
+KEY = {"namespace": "default", "name": "volume-key"}
+"""The Secret with the key of encrypted volumes."""
+ENCRYPTED = {"encryption": "luks2", "media": "ssd", "allocation": "thin", FSTYPE: "ext4"}
+ENCRYPTED |= {
+    f"csi.storage.k8s.io/node-{what}-secret-{one}": KEY[one]
+    for what in ("stage", "publish", "expand")
+    for one in ("namespace", "name")
+}
+
 
 def _storage_class(name: str, *, when: str = "WaitForFirstConsumer", **more: Any) -> dict[str, Any]:  # noqa: ANN401
     return {"name": name, "volumeBindingMode": when, **more}
@@ -47,6 +56,7 @@ VALUES: dict[str, Any] = {
         _group("first", "In", "ssd", "hdd", "nvme"),
         _group("others", "NotIn", "ssd", "hdd"),
     ],
+    "node": {"rotationSecrets": [KEY]},
     "sidecars": {"snapshotter": {"groupSnapshots": True}},
     "storageClasses": [
         _storage_class("ssd", parameters={"media": "ssd", FSTYPE: "ext4"}),
@@ -56,6 +66,7 @@ VALUES: dict[str, Any] = {
         _storage_class("immediate", when="Immediate", parameters={"media": "ssd", "allocation": "thin"}),
         _storage_class("nvme", parameters={"media": "nvme", "allocation": "thin", FSTYPE: "xfs"}),
         _storage_class("thin-ext4", parameters={"media": "ssd", "allocation": "thin", FSTYPE: "ext4"}),
+        _storage_class("encrypted", when="Immediate", parameters=ENCRYPTED),
         _storage_class("retain", reclaimPolicy="Retain", parameters={"media": "ssd", "allocation": "thin"}),
         _storage_class(
             "only-node-b",

@@ -18,6 +18,7 @@ from csi_local.model.errors import SyscallFailed
 from csi_local.model.volume import VolumeId
 from csi_local.store.records import decode, encode
 from tests import observe
+from tests.client import Code, capability, refused
 from tests.driver import PROGRAM, Driver, serving
 from tests.observe import MIB
 
@@ -49,6 +50,26 @@ def doctor(driver: Driver, *words: str) -> tuple[int, dict[str, dict[str, Any]]]
     rows = [row for row in json.loads(done.stdout) if "path" in row]
     assert len({row["check"] for row in rows}) == len(rows), "one line for each"
     return done.returncode, {row["check"].removeprefix("pool fast: "): row for row in rows}
+
+
+def test_what_is_said_of_encryption_is_so(driver: Driver) -> None:
+    """Whatever this kernel can do."""
+    argv = [str(PROGRAM), "doctor", "--pool", *driver.pools, "--run-dir", str(driver.root / "run"), "--output", "json"]
+    done = subprocess.run(argv, capture_output=True, check=False, timeout=60, text=True)
+    (said,) = [row for row in json.loads(done.stdout) if row["check"] == "pool fast can be encrypted"]
+    params = {"encryption": "luks2"}
+    offered = driver.capacity(params, access=capability(fs="ext4")).available_capacity
+    if said["state"] == "ok":
+        assert offered > SIZE
+        driver.create("encrypted", SIZE, params=params, fs="ext4")
+        return
+    assert "the kernel has no dm-crypt" in said["fix"]
+    assert "encryption: luks2 is refused here" in said["fix"]
+    assert offered == 0
+    with refused(Code.RESOURCE_EXHAUSTED) as refusal:
+        driver.create("encrypted", SIZE, params=params, fs="ext4")
+    assert "the kernel has no dm-crypt" in refusal.message
+    assert driver.volumes() == []
 
 
 def digest(root: Path) -> dict[str, object]:

@@ -200,6 +200,12 @@ class TestQuestions:
     def test_a_node_that_is_not_this_one(self, driver: Driver) -> None:
         assert room(driver, node="node-2") == 0
 
+    def test_the_secrets_of_a_class_are_not_looked_at(self, driver: Driver) -> None:
+        """csi-provisioner asks with all parameters that the class has."""
+        steps = ("provisioner", "controller-publish", "node-stage", "node-publish", "controller-expand", "node-expand")
+        named = {f"csi.storage.k8s.io/{one}-secret-{what}": "x" for one in steps for what in ("name", "namespace")}
+        assert driver.capacity(named).available_capacity == driver.capacity().available_capacity
+
     def test_each_medium(self, driver: Driver) -> None:
         assert 0 < room(driver, media="ssd") < GIB < room(driver, media="hdd") < 2 * GIB
 

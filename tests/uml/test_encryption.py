@@ -240,6 +240,52 @@ def test_discard_is_a_choice(driver: Driver) -> None:
         assert (observe.allocated(driver.backing_file(volume)) < full - 8 * MIB) == given_back
 
 
+def test_thick_stays_thick(driver: Driver) -> None:
+    """What is given back by those who chose that is reserved again at the next staging."""
+    volume = LUKS_EXT4.create(driver, params={"encryptionDiscard": "yes"})
+    image, size = driver.backing_file(volume), LUKS_EXT4.size + HEADER
+    target = driver.attach(volume)
+    assert observe.allocated(image) >= size
+    subprocess.run(["fstrim", str(target)], check=True)  # noqa: S607
+    assert observe.allocated(image) < size
+    driver.detach(volume)
+    driver.attach(volume)
+    assert observe.allocated(image) >= size
+    driver.expand(volume, 2 * LUKS_EXT4.size)
+    assert observe.allocated(image) >= size + LUKS_EXT4.size
+
+
+# --- what a key costs
+
+
+def cryptsetups() -> int:
+    """How many run now."""
+    found = 0
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            found += (process / "comm").read_text() == "cryptsetup\n"
+    return found
+
+
+def test_one_is_opened_at_a_time_with_the_memory_of_its_class(driver: Driver) -> None:
+    volumes = [LUKS_EXT4.create(driver) for _ in range(3)]
+    staging = [threading.Thread(target=driver.stage, args=(one,)) for one in volumes]
+    for thread in staging:
+        thread.start()
+    seen = set()
+    while any(thread.is_alive() for thread in staging):
+        seen.add(cryptsetups())
+    assert seen == {0, 1}
+    for volume in volumes:
+        assert observe.mounts(driver.staging_path(volume))
+        driver.unstage(volume)
+    driver.stage(volumes[0], secrets={"encryptionKey": "battery staple", "previousEncryptionKey": KEY})
+    argv = ["cryptsetup", "luksDump", str(driver.backing_file(volumes[0]))]
+    dump = subprocess.run(argv, check=True, capture_output=True, text=True).stdout
+    cost = {line.split(":")[0].strip(): line.split(":")[1].strip() for line in dump.splitlines() if ":" in line}
+    assert (cost["PBKDF"], cost["Memory"], cost["Time cost"], cost["Threads"]) == ("argon2id", "8192", "4", "1")
+
+
 # --- copies, another key, a lost header
 
 
@@ -304,6 +350,22 @@ def test_another_key_while_a_pod_uses_it(driver: Driver, keys: Path) -> None:
     assert observe.get(driver.attach(volume), len(DATA)) == DATA
 
 
+def test_another_key_with_the_next_pod(driver: Driver) -> None:
+    """The Secret has both keys: the volume's next staging, and that of what was made from its snapshot, rotates."""
+    volume = LUKS_EXT4.create(driver)
+    observe.put(driver.attach(volume), DATA)
+    restored = LUKS_EXT4.create(driver, source=driver.snapshot(volume))
+    driver.detach(volume)
+    with refused(Code.UNAUTHENTICATED):
+        driver.stage(volume, secrets={"encryptionKey": "battery staple", "previousEncryptionKey": "wrong"})
+    assert opens(driver.backing_file(volume), KEY)
+    driver.secrets = {"encryptionKey": "battery staple", "previousEncryptionKey": KEY}
+    for one in (volume, restored):
+        assert observe.get(driver.attach(one), len(DATA)) == DATA
+        for path in (driver.backing_file(one), driver.backing_file(one).with_name("header.img")):
+            assert (opens(path, KEY), opens(path, "battery staple")) == (False, True)
+
+
 def test_a_lost_header(driver: Driver) -> None:
     """What doctor does about it is in `tests/unit/test_encryption.py`."""
     volume = LUKS_EXT4.create(driver)
@@ -360,7 +422,7 @@ def test_the_key_is_nowhere(driver: Driver) -> None:
         driver.detach(volume)
         with refused(Code.UNAUTHENTICATED):
             driver.stage(volume, secrets={"encryptionKey": f"{marker}-wrong"})
-        driver.stage(volume)
+        driver.stage(volume, secrets={"encryptionKey": f"{marker}-new", "previousEncryptionKey": marker})
     assert not seen
     assert volume.id in driver.output()
     for path in (driver.log, *driver.volume_dir(volume).iterdir()):

@@ -1,4 +1,4 @@
-"""kill -9 at every named point around a key: format, open, grow, close, erase. The same request again must succeed.
+"""kill -9 at every named point around a key: format, open, grow, close, rotate, erase. Asked again, it must succeed.
 
 The points that a volume without encryption passes too are `tests/root/test_crash_points.py`'s.
 """
@@ -24,18 +24,20 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.uml
 
+KEY = "correct horse"
 KIND = replace(LUKS_EXT4, name="loopfile-ext4", size=32 * MIB, params={**LUKS_EXT4.params, "allocation": "thin"})
 AROUND = {
     "stage": {"FormatEncrypted", "MakeFilesystem"},
     "node-expand": {"ResizeEncrypted"},
     "unstage": {"CloseEncrypted"},
+    "stage later": {"AddKey", "RemoveKey", "EraseHeader"},
     "delete": {"EraseHeader"},
 }
 """The steps whose points are died at, and the operations before which."""
 
 ALL = {
     "stage": {*AROUND["stage"], "WriteRecord", "Attach", "OpenEncrypted", "KeepHeader", "end"},
-    "stage later": {"OpenEncrypted", "UseDevice", "end"},
+    "stage later": {*AROUND["stage later"], "ProveKey", "KeepHeader", "OpenEncrypted", "UseDevice", "end"},
     "node-expand": {*AROUND["node-expand"], "GrowMounted"},
     "unstage": {*AROUND["unstage"], "end"},
     "delete": {*AROUND["delete"], "end"},
@@ -56,17 +58,20 @@ class EncryptedLife(Life):
             Step(name="node-expand", act=self._node_expand, check=self._read),
             Step(name="unpublish", act=partial(self._unpublish, "target")),
             Step(name="unstage", act=self._unstage),
-            Step(name="stage later", act=self._stage),
+            Step(name="stage later", act=self._stage_with_another_key),
             Step(name="publish again", act=self._publish, check=self._read),
             Step(name="unpublish again", act=partial(self._unpublish, "target")),
             Step(name="unstage again", act=self._unstage),
             Step(name="delete", act=self._delete),
         ]
 
+    def _stage_with_another_key(self) -> None:
+        self.driver.stage(self.made, secrets={"encryptionKey": "battery staple", "previousEncryptionKey": KEY})
+
 
 def test_every_point_around_a_key_is_survived(start: Start, folder: Path) -> None:
     driver = start("image:{root}/pool.img,size=1Gi,allocation=thin")
-    driver.secrets = {"encryptionKey": "correct horse"}
+    driver.secrets = {"encryptionKey": KEY}
     around = ALL if os.environ.get("CSI_LOCAL_CUTS") == "all" else AROUND
     points = {
         name: [point for point in found if point.rpartition(":")[2] in around[name]]

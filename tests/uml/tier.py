@@ -26,7 +26,7 @@ GIB = 1 << 30
 MEMORY_MIB = 2048
 TMP_DISK = 32 * GIB
 BLANK_DISKS = (GIB,) * 15
-PASSED_ON = ("CSI_LOCAL_CUTS",)
+PASSED_ON = ("CSI_LOCAL_CUTS", "CSI_LOCAL_ROUNDS")
 """Variables of the environment that tests read."""
 
 

@@ -10,10 +10,11 @@ from csi_local.engine.crypt import Layers
 from csi_local.engine.ephemeral import Ephemeral
 from csi_local.engine.execute import Executor
 from csi_local.engine.groups import Groups
-from csi_local.engine.keys import Keys
+from csi_local.engine.keys import GivenKeys, Keys
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pools import Pools
 from csi_local.engine.publish import Publisher
+from csi_local.engine.rotation import Rotator
 from csi_local.engine.sizes import Sizes
 from csi_local.engine.snapshots import Snapshots
 from csi_local.engine.sweeper import Sweeper
@@ -91,7 +92,9 @@ class Rig:
         self.volumes = Volumes(self.host, self.pools, executor, locks, self.sweeper, self.copies, node=self.node_name)
         self.snapshots = Snapshots(self.host, self.pools, executor, locks, self.sweeper, self.copies)
         self.groups = Groups(self.host, self.pools, executor, locks, self.sweeper, self.copies)
-        layers = Layers(self.host, executor, Keys(self.host, KEYS))
+        keys = Keys(self.host, KEYS)
+        self.rotator = Rotator(self.host, self.pools, executor, locks, keys)
+        layers = Layers(self.host, executor, keys, self.rotator)
         self.sizes = Sizes(self.host, self.pools, executor, locks, layers)
         self.publisher = Publisher(self.host, self.pools, executor, locks, self.copies, layers, self.max_volumes)
         self.adopter = Adopter(self.host, self.pools, executor, lambda: 1.0)
@@ -177,6 +180,7 @@ def request(
     )
 
 
-def key(text: str = "correct horse") -> Secret:
-    """The key that comes with a request, once."""
-    return Secret(text.encode())
+def key(text: str = "correct horse", previous: str | None = None) -> GivenKeys:
+    """The keys that come with a request, once."""
+    before = None if previous is None else Secret(previous.encode())
+    return GivenKeys(key=Secret(text.encode()), previous=before)

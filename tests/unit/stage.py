@@ -43,18 +43,23 @@ class Stage(Generic[V]):
         """Start an agent; one that runs already is told to stop."""
         self.stop()
         self.api = api = Api(self.cluster.credentials)
+        events = Events(api, NODE)
         agent = Agent(
             api,
             NODE,
             self.kind(),
-            Events(api, NODE),
+            events,
             told=lambda operation, result, _seconds: self.told.append((operation, result)),
             changed=lambda: None,
             crash_point=self._pass,
             workers=1,
         )
+        self.beside(agent, events)
         agent.start()
         self.agents.append(agent)
+
+    def beside(self, agent: Agent[V], events: Events) -> None:
+        """Start what works beside an agent, if anything does."""
 
     def kind(self) -> Kind[V]:
         """What the agent does."""

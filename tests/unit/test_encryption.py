@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from csi_local.engine.check import Checker, find
-from csi_local.engine.execute import Executor
-from csi_local.engine.keys import MAX_KEY
-from csi_local.engine.rotation import Rotator
+from csi_local.engine.keys import MAX_KEY, NONE_GIVEN
 from csi_local.model.errors import (
     AlreadyExists,
     DriverError,
@@ -38,7 +36,7 @@ from tests.unit.rig import PATIENCE_S, RUN_DIR, Rig, capability, key, request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from csi_local.model.secret import Secret
+    from csi_local.engine.keys import GivenKeys
 
 FS_TYPE = "csi.storage.k8s.io/fstype"
 LUKS = {"encryption": "luks2", FS_TYPE: "ext4"}
@@ -62,7 +60,7 @@ def create(rig: Rig, name: str = "data", parameters: dict[str, str] | None = Non
     return view.record
 
 
-def stage(rig: Rig, name: str = "data", given: Secret | None = None) -> str:
+def stage(rig: Rig, name: str = "data", given: GivenKeys = NONE_GIVEN) -> str:
     """Stage it, and return where."""
     path = f"{STAGING}-{name}"
     rig.host.make_dirs(path)
@@ -83,7 +81,7 @@ def test_the_user_gets_what_was_asked_for(rig: Rig) -> None:
 def test_no_key_nothing_done(rig: Rig, given: str | None) -> None:
     before = create(rig)
     with pytest.raises(Unauthenticated):
-        stage(rig, given=None if given is None else key(given))
+        stage(rig, given=NONE_GIVEN if given is None else key(given))
     assert rig.volumes.get("data").record == before
     assert len(rig.host.attached) == 1
     assert rig.host.stat(f"{STAGING}-data") is not None
@@ -118,7 +116,7 @@ def test_growing_takes_the_key(rig: Rig) -> None:
     path = stage(rig, given=key())
     larger = request("data", 2 * SIZE, {}).capacity
     rig.sizes.expand("data", larger, None, PATIENCE_S)
-    for wrong in (None, key("wrong")):
+    for wrong in (NONE_GIVEN, key("wrong")):
         with pytest.raises(Unauthenticated):
             rig.sizes.expand_on_node("data", path, larger, None, PATIENCE_S, wrong)
         assert rig.host.walk(path, "test").mount.filesystem.grown == SIZE
@@ -261,67 +259,7 @@ def test_what_was_cut_short_is_erased_before_it_is_removed(rig: Rig) -> None:
     assert (headers(rig), rig.host.counts["erase_header"]) == (0, before + 2)
 
 
-# --- another key
-
-
-def rotate(rig: Rig, old: str, new: str) -> None:
-    """Rotate the key, with a process of its own."""
-    rotator = Rotator(rig.host, rig.pools, Executor(rig.host, rig._pass))
-    with key(old) as before, key(new) as after:
-        rotator.rotate("data", before, after)
-
-
-def keys_of(rig: Rig) -> list[list[bytes]]:
-    """Return the keys that open the volume, and those that would after its header was restored from the copy."""
-    layout = rig.pool_of("data").layout
-    paths = (layout.image(VolumeId("data")), layout.header_copy(VolumeId("data")))
-    there = [rig.host.walk(path, "test").node.luks for path in paths if rig.host.stat(path) is not None]
-    return [luks.keys for luks in there if luks is not None]
-
-
-def test_another_key_while_it_is_used(rig: Rig) -> None:
-    create(rig)
-    with pytest.raises(FailedPrecondition, match="was never staged"):
-        rotate(rig, "correct horse", "battery staple")
-    path = stage(rig, given=key())
-    rotate(rig, "correct horse", "battery staple")
-    assert keys_of(rig) == [[b"battery staple"], [b"battery staple"]]
-    rotate(rig, "correct horse", "battery staple")  # again: nothing is left to do
-    rig.publisher.unstage("data", path, PATIENCE_S)
-    with pytest.raises(Unauthenticated):
-        stage(rig, given=key())
-    stage(rig, given=key("battery staple"))
-
-
-def test_a_key_is_not_given_up_for_none(rig: Rig) -> None:
-    create(rig)
-    stage(rig, given=key())
-    before = keys_of(rig)
-    with pytest.raises(InvalidArgument, match="the same"):
-        rotate(rig, "correct horse", "correct horse")
-    with pytest.raises(Unauthenticated, match="neither of the two"):
-        rotate(rig, "wrong", "battery staple")
-    assert keys_of(rig) == before
-
-
-def test_a_key_opens_it_wherever_rotation_is_cut_short(rig: Rig) -> None:
-    create(rig)
-    stage(rig, given=key())
-    old, new, moment = "correct horse", "battery staple", 0
-    while True:
-        moment += 1
-        before = rig.host.moments
-        rig.host.die(moment)
-        done = rig.acknowledged(partial(rotate, rig, old, new))
-        opening = keys_of(rig)[0]
-        assert {old.encode(), new.encode()} & set(opening)
-        rotate(rig, old, new)
-        assert keys_of(rig) == [[new.encode()], [new.encode()]]
-        old, new = new, old
-        if done:
-            break
-    assert moment > 10
-    assert rig.host.moments > before
+# --- a lost header
 
 
 def test_a_lost_header_comes_back(rig: Rig) -> None:
