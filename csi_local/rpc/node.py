@@ -16,8 +16,9 @@ CAPABILITIES = (
     _Rpc.EXPAND_VOLUME,
     _Rpc.VOLUME_CONDITION,
     _Rpc.SINGLE_NODE_MULTI_WRITER,
-    _Rpc.VOLUME_MOUNT_GROUP,
 )
+"""Without VOLUME_MOUNT_GROUP the kubelet gives a volume to a pod's fsGroup itself, and only it knows the pod's
+fsGroupChangePolicy. A CO that asks for a group all the same gets it."""
 
 
 class Node:

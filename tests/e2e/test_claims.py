@@ -122,6 +122,18 @@ def test_the_group_of_a_pod_may_write(workloads: Workloads, storage_class: str) 
     assert workloads.logs(pod) == "2000\n"
 
 
+def test_a_file_with_another_group_is_given_to_the_next_pods(workloads: Workloads) -> None:
+    claim = workloads.claim("thin-xfs", "320Mi")
+    """As its fsGroupChangePolicy says: the kubelet looks at every file."""
+    security = {"fsGroup": 2000, "fsGroupChangePolicy": "Always"}
+    change = "touch /data/file; chgrp 3000 /data/file; sync"
+    workloads.running(pod := workloads.pod(with_claim(pod_spec(change, securityContext=security), claim)))
+    workloads.end(pod)
+    reader = workloads.pod(with_claim(pod_spec("stat -c %g /data/file", once=True, securityContext=security), claim))
+    workloads.succeeded(reader)
+    assert workloads.logs(reader) == "2000\n"
+
+
 def test_a_read_only_pod_cannot_write(workloads: Workloads) -> None:
     claim = workloads.claim("ssd")
     workloads.running(pod := workloads.pod(with_claim(pod_spec(WRITE), claim)))
