@@ -181,14 +181,14 @@ class TestFlags:
 
 
 class TestGroup:
-    """VOLUME_MOUNT_GROUP: kubelet hands us the fsGroup, and leaves the rest to us."""
+    """A CO that asks for a group gets it; the kubelet does not, since only it knows the pod's fsGroupChangePolicy."""
 
     GID = 4711
 
     @pytest.fixture(autouse=True)
-    def _advertised(self, driver: Driver) -> None:
+    def _not_announced(self, driver: Driver) -> None:
         answer = driver.node.NodeGetCapabilities(csi.NodeGetCapabilitiesRequest())
-        assert csi.NodeServiceCapability.RPC.VOLUME_MOUNT_GROUP in {one.rpc.type for one in answer.capabilities}
+        assert csi.NodeServiceCapability.RPC.VOLUME_MOUNT_GROUP not in {one.rpc.type for one in answer.capabilities}
 
     def group(self, kind: Kind, gid: str = str(GID), *flags: str) -> Capability:
         return capability(fs=kind.fs, group=gid, flags=flags)
