@@ -48,7 +48,8 @@ def test_the_same_create(driver: Driver, kind: Kind) -> None:
 
 
 def test_two_creates_of_one_name_that_differ(driver: Driver) -> None:
-    codes = at_once(*[partial(BLOCK.create, driver, name="rivals", size=size * MIB) for size in (8, 16, 24, 32)])
+    sizes = [size * MIB for size in (8, 16, 24, 32)]
+    codes = at_once(*[partial(BLOCK.create, driver, name="rivals", size=size, limit=size) for size in sizes])
     assert codes.count(Code.OK) == 1
     assert set(codes) <= {Code.OK, Code.ABORTED, Code.ALREADY_EXISTS}
     assert len(driver.volumes()) == 1
