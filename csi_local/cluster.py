@@ -5,6 +5,7 @@ Loaded by them alone: a driver that is on its own needs no HTTP client in its me
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Protocol
 
 from csi_local.config import Config
@@ -30,6 +31,7 @@ from csi_local.kube.remote_snapshots import RemoteSnapshots
 from csi_local.kube.rotations import KeyEngine, KeyRotations
 from csi_local.kube.snapshot_kind import SnapshotKind
 from csi_local.kube.volume_kind import VolumeKind
+from csi_local.kube.waiting import awaited
 from csi_local.model.errors import InvalidArgument
 
 _log = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ class ClusterView:
         groups = self._desired(resources.GROUPS, nodes, "group")
         self.groups = RemoteGroups(groups, volumes)
         self.snapshots = RemoteSnapshots(self._desired(resources.SNAPSHOTS, nodes, "snapshot"), groups, volumes)
-        self.volumes = Remote(volumes, self.snapshots.origin)
+        self.volumes = Remote(volumes, self.snapshots.origin, partial(awaited, api))
         self._claims = Claims(api, volumes)
 
     def _desired(self, collection: str, nodes: Nodes, noun: str) -> Desired:

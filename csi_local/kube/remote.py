@@ -67,12 +67,22 @@ def _no_snapshots(_shown: str) -> Origin | None:
     return None
 
 
+def _nobody_waits(_request: VolumeRequest) -> bool:
+    return False
+
+
 class Remote:
     """Volumes and their sizes, through the Kubernetes API."""
 
-    def __init__(self, volumes: Desired, snapshot: Callable[[str], Origin | None] = _no_snapshots) -> None:
-        """*snapshot* finds a snapshot by its id."""
+    def __init__(
+        self,
+        volumes: Desired,
+        snapshot: Callable[[str], Origin | None] = _no_snapshots,
+        awaited: Callable[[VolumeRequest], bool] = _nobody_waits,
+    ) -> None:
+        """*snapshot* finds a snapshot by its id; *awaited* says whether a pod waits on the node that is preferred."""
         self.volumes = volumes
+        self.awaited = awaited
         self._snapshot = snapshot
 
     # --- create
@@ -84,7 +94,8 @@ class Remote:
             InvalidArgument, OutOfRange: the request cannot be met anywhere.
             AlreadyExists: the name is taken by a different volume.
             NotFound: what it is to be made from is not there.
-            ResourceExhausted: no node that it may be on has room, or is there, or has what it is to be made from.
+            ResourceExhausted: no node that it may be on has room, or is there, or has what it is to be made from; or
+                not the one where a pod waits for it.
             Unavailable: the node that has what it is to be made from is not there.
             Busy: its node has not answered within *patience_s*; asked again, this goes on where it was.
         """
@@ -203,6 +214,7 @@ class _Creation:
         self._volume = volume
         self._name = resource_name(volume)
         self._where = where
+        self._awaited = remote.awaited
         self._origin = remote.origin(request.source)
         record = new_record(request, now=0) if request.source is None else None
         self._size, self._taken = (record.size, record.promised) if record else (Bytes(0), Bytes(0))
@@ -285,14 +297,21 @@ class _Creation:
             return self._choose_for(self._request.source, found)
         nodes, parameters = self._volumes.nodes, self._request.parameters
         choice = nodes.choose(parameters, self._shape, self._size, self._where, self._passed)
+        if choice.node is not None and self._elsewhere(choice.node):
+            choice = nodes.choose(parameters, self._shape, self._size, self._where.narrowed, self._passed)
         if choice.node is None:
             nodes.forget(self._volume)
             raise self._exhausted(found, choice.why)
         nodes.promise(self._volume, choice.node, parameters, self._shape, self._taken)
         return choice.node
 
+    def _elsewhere(self, node: str) -> bool:
+        """Whether *node* is not the one where a pod waits: better none, and the scheduler looks for both together."""
+        preferred = self._where.nodes[:1]
+        return bool(preferred) and node not in preferred and self._awaited(self._request)
+
     def _choose_for(self, source: ContentSource, found: Object | None) -> str:
-        """The one node that can make a copy: that of the source, be there room or not.
+        """The one node that can make a copy: that of the source, be there room or not; a pod that waits follows.
 
         Raises:
             NotFound: there is no such source.

@@ -50,6 +50,11 @@ def leases(namespace: str) -> str:
     return f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
 
 
+def claims(namespace: str) -> str:
+    """The collection of claims in a namespace."""
+    return f"/api/v1/namespaces/{namespace}/persistentvolumeclaims"
+
+
 def events(namespace: str) -> str:
     """The collection of events in a namespace."""
     return f"/api/v1/namespaces/{namespace}/events"

@@ -15,6 +15,11 @@ class Accessibility:
     nodes: tuple[str, ...] = ()
     anywhere: bool = False
 
+    @property
+    def narrowed(self) -> "Accessibility":
+        """The node most wished for, and no other."""
+        return Accessibility(nodes=self.nodes[:1])
+
     def allows(self, node: str) -> bool:
         """Whether the volume may be on *node*."""
         return self.anywhere or node in self.nodes

@@ -17,7 +17,8 @@ _OTHERS = ("allocation", "backend", "media", "mkfsOptions", "placement", "pool",
 NAMES = tuple(sorted((*_OTHERS, *encryption.NAMES)))
 """Every parameter there is."""
 
-LABELS = ("csi.storage.k8s.io/pvc/name", "csi.storage.k8s.io/pvc/namespace", "csi.storage.k8s.io/pv/name")
+PVC_NAME, PVC_NAMESPACE = "csi.storage.k8s.io/pvc/name", "csi.storage.k8s.io/pvc/namespace"
+LABELS = (PVC_NAME, PVC_NAMESPACE, "csi.storage.k8s.io/pv/name")
 """What the provisioner adds with ``--extra-create-metadata``; kept for people, never compared."""
 
 _CONTEXT = "csi.storage.k8s.io/"

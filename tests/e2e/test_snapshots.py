@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.processes import eventually
-from tests.e2e.workloads import claim_manifest, pod_spec, with_claim
+from tests.e2e.workloads import claim_manifest, events_about, pod_spec, with_claim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,6 +107,21 @@ def test_a_new_claim_has_what_was_there_when_the_snapshot_was_taken(workloads: W
     reader = workloads.pod(with_claim(pod_spec(script, once=True, node=node), again))
     workloads.succeeded(reader)
     assert workloads.logs(reader).split() == ["then", "1"]
+
+
+def test_a_pod_that_waits_elsewhere_follows_its_copy(workloads: Workloads) -> None:
+    """The scheduler knows nothing of snapshots, and would choose the same node again and again."""
+    claim = workloads.claim("ssd")
+    workloads.running(pod := workloads.pod(with_claim(pod_spec("echo then > /data/file; sync"), claim)))
+    taken = snapshot(workloads, claim)
+    here, begins = workloads.node_of(pod), {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot"}
+    again = workloads.create(claim_manifest(workloads.name("again"), "ssd", source={**begins, "name": taken}))
+    term = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "NotIn", "values": [here]}]}
+    wish = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": term}]}
+    reader = workloads.pod(with_claim(pod_spec("cat /data/file", once=True, affinity={"nodeAffinity": wish}), again))
+    workloads.succeeded(reader)
+    assert (workloads.logs(reader), workloads.node_of(reader)) == ("then\n", here)
+    assert any("affinity" in message for message in events_about(workloads.cluster, reader))
 
 
 def test_a_raw_block_claim_comes_back_with_its_bytes(workloads: Workloads) -> None:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,6 +18,7 @@ from csi_local.kube.desired import Desired
 from csi_local.kube.nodes import Nodes
 from csi_local.kube.remote import Remote
 from csi_local.kube.volume_resource import adopted_volume, capacity_range
+from csi_local.kube.waiting import SELECTED_NODE, awaited
 from csi_local.model.accessibility import Accessibility
 from csi_local.model.errors import (
     AlreadyExists,
@@ -30,7 +32,7 @@ from csi_local.model.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from csi_local.model.parameters import parse_parameters
+from csi_local.model.parameters import PVC_NAME, PVC_NAMESPACE, parse_parameters
 from csi_local.model.quantity import GIB, MIB
 from csi_local.model.volume import AccessMode, Capability, CapacityRange, MountAccess
 from csi_local.plan.request import VolumeRequest, new_record
@@ -70,7 +72,8 @@ class Cluster:
             cache.start()
             self._stack.callback(cache.stop)
             assert cache.wait_synced(5)
-        return Remote(Desired(api, resources.VOLUMES, volumes, nodes, noun="volume"))
+        desired = Desired(api, resources.VOLUMES, volumes, nodes, noun="volume")
+        return Remote(desired, awaited=partial(awaited, api))
 
     def volumes(self) -> list[dict[str, Any]]:
         """The LocalVolumes there are."""
@@ -172,6 +175,35 @@ class TestCreate:
         assert controller.create(request(size=2 * GIB), PATIENCE_S, on("full", "free")).node == "free"
         assert not full.volumes
         assert cluster.volumes()[0]["metadata"]["labels"] == {resources.NODE_LABEL: "free"}
+
+    @pytest.mark.parametrize("shown", [GIB, 5 * GIB], ids=["known", "found out"])
+    def test_where_a_pod_waits_or_nowhere(self, cluster: Cluster, shown: int) -> None:
+        """A volume on another node than a pod that may need that one would keep the pod from both."""
+        cluster.node("full", GIB, shown=shown)
+        cluster.node("free")
+        controller, labelled = (
+            cluster.controller(),
+            request(size=2 * GIB, **{PVC_NAME: "data", PVC_NAMESPACE: "default"}),
+        )
+        claim = {"metadata": {"namespace": "default", "name": "data", "annotations": {SELECTED_NODE: "full"}}}
+        cluster.server.create(resources.claims("default"), claim)
+        with pytest.raises(ResourceExhausted, match="node full: "):
+            controller.create(labelled, PATIENCE_S, on("full", "free"))
+        cluster.soon(lambda: not cluster.volumes())
+        assert controller.create(labelled, PATIENCE_S, on("free", "full")).node == "free"
+
+    def test_a_claim_that_no_pod_waits_for_takes_the_next_node(self, cluster: Cluster) -> None:
+        cluster.node("full", GIB)
+        cluster.node("free")
+        controller, labelled = (
+            cluster.controller(),
+            request(size=2 * GIB, **{PVC_NAME: "data", PVC_NAMESPACE: "default"}),
+        )
+        assert controller.create(labelled, PATIENCE_S, on("full", "free")).node == "free"
+        claim = {"metadata": {"namespace": "default", "name": "data"}}
+        cluster.server.create(resources.claims("default"), claim)
+        controller.delete("pvc-1", PATIENCE_S)
+        assert controller.create(labelled, PATIENCE_S, on("full", "free")).node == "free"
 
     def test_no_room_anywhere_leaves_nothing(self, cluster: Cluster) -> None:
         cluster.node("a", GIB, shown=5 * GIB)
