@@ -104,13 +104,13 @@ class AccessMode(StrEnum):
 
     @property
     def multi_node(self) -> bool:
-        """Whether several nodes are to use the volume at once, which a local disk cannot give."""
-        return self.startswith("MULTI_NODE")
+        """Whether several nodes are to see what one of them writes, which a local disk cannot give."""
+        return self.startswith("MULTI_NODE") and not self.read_only
 
     @property
     def read_only(self) -> bool:
         """Whether the mode itself forbids writing."""
-        return self is AccessMode.SINGLE_NODE_READER_ONLY
+        return self in (AccessMode.SINGLE_NODE_READER_ONLY, AccessMode.MULTI_NODE_READER_ONLY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from csi_local.model.operations import (
 from csi_local.model.volume import AccessMode, Capability, MountAccess, VolumeRecord
 from csi_local.store.layout import Layout
 
-SHARED_MODES = frozenset({AccessMode.SINGLE_NODE_MULTI_WRITER})
+SHARED_MODES = frozenset({AccessMode.SINGLE_NODE_MULTI_WRITER, AccessMode.MULTI_NODE_READER_ONLY})
 """Modes in which several targets on the node may use a volume at once (CSI specification, NodePublishVolume)."""
 
 

@@ -63,6 +63,7 @@ GROUPS = {
 MERGE_PATCH = "application/merge-patch+json"
 REQUEST_SECONDS = 30.0
 WATCH_SECONDS = 10.0
+IDLE_SECONDS = 20.0
 OUTAGE_SECONDS = 0.2
 
 
@@ -80,16 +81,13 @@ class Api:
     def __init__(self, keys: Path) -> None:
         self._tls = ssl.create_default_context(cafile=str(keys / "ca.crt"))
         self._headers = {"Authorization": f"Bearer {control_plane.token(keys, 'admin')}"}
-        self._idle: list[http.client.HTTPSConnection] = []
+        self._idle: list[tuple[float, http.client.HTTPSConnection]] = []
 
     # Requests
 
     def request(self, method: str, path: str, body: object = None, content_type: str = "application/json") -> Any:  # noqa: ANN401
         """Make one request and return what was answered. Raises ApiError, or OSError if nobody answers."""
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self._connect(REQUEST_SECONDS)
+        connection = self._take()
         data = None if body is None else json.dumps(body)
         try:
             connection.request(method, path, data, {**self._headers, "Content-Type": content_type})
@@ -98,10 +96,21 @@ class Api:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             raise ConnectionError(f"{method} {path}: {error!r}") from error
-        self._idle.append(connection)
+        self._idle.append((time.monotonic(), connection))
         if response.status >= http.client.BAD_REQUEST:
             raise ApiError(response.status, answer.decode(errors="replace"))
         return json.loads(answer) if answer[:1] in (b"{", b"[") else answer.decode()
+
+    def _take(self) -> http.client.HTTPSConnection:
+        """A connection that was used a moment ago, or a new one: the server closes those that are idle for long."""
+        try:
+            used, connection = self._idle.pop()
+        except IndexError:
+            return self._connect(REQUEST_SECONDS)
+        if time.monotonic() - used < IDLE_SECONDS:
+            return connection
+        connection.close()
+        return self._take()
 
     def get(self, kind: str, name: str, namespace: str = "default") -> Object | None:
         """Return an object, or None when there is no such."""

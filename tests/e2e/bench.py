@@ -26,7 +26,7 @@ CLASSES = ("immediate", "thin-ext4")
 """Bound at once, and when their pod is scheduled: then the scheduler looks once a second whether they are."""
 ONE_BY_ONE = 20
 AT_ONCE = 100
-ROUNDS = 3
+ROUNDS = 5
 SIZE = "16Mi"
 CALLERS = 8
 SECONDS = 300.0

@@ -124,6 +124,21 @@ def test_a_pod_that_waits_elsewhere_follows_its_copy(workloads: Workloads) -> No
     assert any("affinity" in message for message in events_about(workloads.cluster, reader))
 
 
+def test_many_pods_read_one_copy(workloads: Workloads) -> None:
+    claim = workloads.claim("thin-xfs", "320Mi")
+    workloads.running(pod := workloads.pod(with_claim(pod_spec("echo then > /data/file; sync"), claim)))
+    begins = {"apiGroup": "snapshot.storage.k8s.io", "kind": "VolumeSnapshot", "name": snapshot(workloads, claim)}
+    manifest = claim_manifest(workloads.name("shared"), RESTORED, "320Mi", mode="ReadOnlyMany", source=begins)
+    shared = workloads.create(manifest)
+    readers = [workloads.pod(with_claim(pod_spec(), shared)) for _ in range(2)]
+    workloads.running(*readers)
+    for reader in readers:
+        said = workloads.run_in(reader, "cat /data/file; (echo now > /data/file) 2>&1 || true")
+        assert said.startswith("then")
+        assert "Read-only file system" in said
+    workloads.end(pod)
+
+
 def test_a_raw_block_claim_comes_back_with_its_bytes(workloads: Workloads) -> None:
     claim = workloads.claim("ssd", block=True)
     script = "echo then | dd of=/dev/volume bs=4096 conv=sync,fsync 2>/dev/null"

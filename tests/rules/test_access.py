@@ -23,7 +23,9 @@ pytestmark = [pytest.mark.root, pytest.mark.usefixtures("nothing_left")]
 
 ONE_TARGET = [Mode.SINGLE_NODE_WRITER, Mode.SINGLE_NODE_SINGLE_WRITER, Mode.SINGLE_NODE_READER_ONLY]
 SINGLE_NODE = [*ONE_TARGET, Mode.SINGLE_NODE_MULTI_WRITER]
-MANY_NODES = [Mode.MULTI_NODE_READER_ONLY, Mode.MULTI_NODE_SINGLE_WRITER, Mode.MULTI_NODE_MULTI_WRITER]
+READERS = [Mode.SINGLE_NODE_READER_ONLY, Mode.MULTI_NODE_READER_ONLY]
+GRANTED = [*SINGLE_NODE, Mode.MULTI_NODE_READER_ONLY]
+MANY_NODES = [Mode.MULTI_NODE_SINGLE_WRITER, Mode.MULTI_NODE_MULTI_WRITER]
 SHARED = Mode.SINGLE_NODE_MULTI_WRITER
 
 
@@ -58,10 +60,10 @@ class TestSecondPublish:
     """The specification's table: T is the target path, P everything else."""
 
     @every_kind
-    @each(*SINGLE_NODE)
+    @each(*GRANTED)
     def test_same_target_same_arguments(self, driver: Driver, kind: Kind, mode: Mode.Mode.ValueType) -> None:
         volume = kind.create(driver, mode=mode)
-        readonly = mode == Mode.SINGLE_NODE_READER_ONLY
+        readonly = mode in READERS
         driver.stage(volume)
         target = driver.publish(volume, readonly=readonly)
         before = observe.mounts(target)
@@ -69,7 +71,7 @@ class TestSecondPublish:
         assert observe.mounts(target) == before, "a second mount was put on top of the first"
 
     @every_kind
-    @each(*SINGLE_NODE)
+    @each(*GRANTED)
     def test_same_target_other_readonly(self, driver: Driver, kind: Kind, mode: Mode.Mode.ValueType) -> None:
         volume = kind.create(driver, mode=mode)
         driver.stage(volume)
@@ -221,21 +223,39 @@ class TestReadOnly:
         observe.put(driver.attach(volume), b"writable")
 
     @every_kind
-    def test_the_reader_only_mode_never_gives_a_writer(self, driver: Driver, kind: Kind) -> None:
-        volume = kind.create(driver, mode=Mode.SINGLE_NODE_READER_ONLY)
+    @each(*READERS)
+    def test_a_reader_only_mode_never_gives_a_writer(
+        self, driver: Driver, kind: Kind, mode: Mode.Mode.ValueType
+    ) -> None:
+        volume = kind.create(driver, mode=mode)
         driver.stage(volume)
         code = outcome(lambda: driver.publish(volume, readonly=False))
         assert code in (Code.OK, Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION)
         if code is Code.OK:
             write_refused(driver.target_path(volume))
 
+    @every_kind
+    def test_many_readers_of_a_copy(self, driver: Driver, kind: Kind) -> None:
+        """A claim that is ReadOnlyMany begins as a copy, and each of its pods on the node reads that."""
+        source = kind.create(driver)
+        observe.put(driver.attach(source), b"then")
+        copy = kind.create(driver, mode=Mode.MULTI_NODE_READER_ONLY, source=driver.snapshot(source))
+        driver.stage(copy)
+        targets = [driver.publish(copy, name) for name in ("one", "two")]
+        driver.kill()
+        driver.start()
+        targets.append(driver.publish(copy, "three", readonly=True))
+        for target in targets:
+            assert observe.get(target, 4) == b"then"
+            write_refused(target)
+
 
 class TestModes:
-    """A local volume is for one node."""
+    """A local volume is on one node; who only reads need not know."""
 
     @every_kind
-    @each(*SINGLE_NODE)
-    def test_single_node_modes_are_granted_and_confirmed(
+    @each(*GRANTED)
+    def test_modes_of_one_node_are_granted_and_confirmed(
         self, driver: Driver, kind: Kind, mode: Mode.Mode.ValueType
     ) -> None:
         volume = kind.create(driver, mode=mode)
@@ -244,7 +264,7 @@ class TestModes:
 
     @pytest.mark.parametrize("kind", [BLOCK, *MOUNTED], ids=str)
     @each(*MANY_NODES)
-    def test_multi_node_modes_are_refused_at_create(
+    def test_modes_of_many_nodes_are_refused_at_create(
         self, driver: Driver, kind: Kind, mode: Mode.Mode.ValueType
     ) -> None:
         with refused(Code.INVALID_ARGUMENT):
@@ -252,7 +272,9 @@ class TestModes:
         assert not driver.leftovers()
 
     @each(*MANY_NODES)
-    def test_one_multi_node_mode_among_others_is_refused_too(self, driver: Driver, mode: Mode.Mode.ValueType) -> None:
+    def test_one_mode_of_many_nodes_among_others_is_refused_too(
+        self, driver: Driver, mode: Mode.Mode.ValueType
+    ) -> None:
         with refused(Code.INVALID_ARGUMENT):
             driver.controller.CreateVolume(
                 csi.CreateVolumeRequest(name=fresh_name(), volume_capabilities=[capability(), capability(mode=mode)])
@@ -260,7 +282,7 @@ class TestModes:
 
     @every_kind
     @each(*MANY_NODES)
-    def test_multi_node_modes_are_not_confirmed(self, driver: Driver, kind: Kind, mode: Mode.Mode.ValueType) -> None:
+    def test_modes_of_many_nodes_are_not_confirmed(self, driver: Driver, kind: Kind, mode: Mode.Mode.ValueType) -> None:
         volume = kind.create(driver)
         wanted = capability(block=kind.block, fs=kind.fs, mode=mode)
         answer = validate(driver, volume, volume.capability, wanted)
@@ -268,7 +290,7 @@ class TestModes:
         assert answer.message
 
     @each(*MANY_NODES)
-    def test_multi_node_modes_are_refused_by_the_node(self, driver: Driver, mode: Mode.Mode.ValueType) -> None:
+    def test_modes_of_many_nodes_are_refused_by_the_node(self, driver: Driver, mode: Mode.Mode.ValueType) -> None:
         volume = EXT4.create(driver)
         wanted = capability(fs="ext4", mode=mode)
         with refused(Code.FAILED_PRECONDITION, Code.INVALID_ARGUMENT):

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from csi_local.model.operations import Operation
 
 STAGING, TARGET = "/staging", "/target"
+SHARED = (AccessMode.SINGLE_NODE_MULTI_WRITER, AccessMode.MULTI_NODE_READER_ONLY)
+READERS = (AccessMode.SINGLE_NODE_READER_ONLY, AccessMode.MULTI_NODE_READER_ONLY)
 ONE_NODE = [mode for mode in AccessMode if not mode.multi_node]
 BLOCK = volume(FormatState.NONE, None)
 
@@ -57,8 +59,8 @@ def seen_others(mode: AccessMode, *others: str) -> PublishSeen:
 
 @pytest.mark.parametrize("mode", ONE_NODE)
 def test_a_second_target(mode: AccessMode) -> None:
-    """CSI specification, NodePublishVolume: only a multi-writer may have several targets on a node."""
-    if mode is AccessMode.SINGLE_NODE_MULTI_WRITER:
+    """CSI specification, NodePublishVolume: several targets on a node are for many writers, or for readers anywhere."""
+    if mode in SHARED:
         assert BindMount in kinds(planned(wanted(mode), seen_others(mode, "/other")))
     else:
         with pytest.raises(FailedPrecondition, match="/other"):
@@ -77,7 +79,7 @@ def test_an_exclusive_first_target_forbids_a_shared_second() -> None:
 @pytest.mark.parametrize("writable", [True, False])
 def test_the_same_target_again(mode: AccessMode, *, read_only: bool, writable: bool) -> None:
     how = wanted(mode, read_only=read_only)
-    assert how.writable == (not read_only and mode is not AccessMode.SINGLE_NODE_READER_ONLY)
+    assert how.writable == (not read_only and mode not in READERS)
     seen = PublishSeen(path=info(FileKind.DIRECTORY, mount_root=True), ours=True, writable=writable)
     if how.writable == writable:
         assert planned(how, seen) == ()
