@@ -13,7 +13,7 @@ from csi_local.model.volume import AccessMode, BlockAccess, Capability, Capacity
 from csi_local.plan.request import VolumeRequest
 
 EXIT_ERROR, EXIT_USAGE = 1, 2
-_ACCESS_MODES = ("ReadWriteOnce", "ReadWriteOncePod")
+_ACCESS_MODES = ("ReadWriteOnce", "ReadWriteOncePod", "ReadOnlyMany")
 _DEMO_DIR = "/var/tmp"  # noqa: S108 (a temporary directory of its own is made there)
 _OF_COMMANDS = """run command output size param block dir repair path name namespace claim storage_class access_mode
     read_only record_in volume old_key_file new_key_file"""

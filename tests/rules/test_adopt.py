@@ -51,6 +51,14 @@ def run(driver: Driver, *words: str, crash_point: str = "") -> subprocess.Comple
     return subprocess.run(argv, capture_output=True, text=True, check=False, env=env)
 
 
+MODES = {
+    "ReadWriteOnce": Mode.SINGLE_NODE_MULTI_WRITER,
+    "ReadWriteOncePod": Mode.SINGLE_NODE_SINGLE_WRITER,
+    "ReadOnlyMany": Mode.MULTI_NODE_READER_ONLY,
+}
+"""What the kubelet makes of a PersistentVolume's access mode, of a driver that knows single writers."""
+
+
 def adopt(driver: Driver, path: Path, *words: str) -> tuple[Any, Any, Volume]:
     """Adopt a directory; return the manifests, and the volume as the kubelet sees it: a PV without attributes."""
     done = run(driver, str(path), *words)
@@ -58,8 +66,7 @@ def adopt(driver: Driver, path: Path, *words: str) -> tuple[Any, Any, Volume]:
     volume, claim = yaml.safe_load_all(done.stdout)
     source = volume["spec"]["csi"]
     assert "volumeAttributes" not in source
-    mode = {"ReadWriteOnce": Mode.SINGLE_NODE_MULTI_WRITER, "ReadWriteOncePod": Mode.SINGLE_NODE_SINGLE_WRITER}
-    access = capability(mode=mode[volume["spec"]["accessModes"][0]])
+    access = capability(mode=MODES[volume["spec"]["accessModes"][0]])
     return volume, claim, Volume(id=source["volumeHandle"], capability=access)
 
 
@@ -128,6 +135,15 @@ def test_read_only_and_one_pod(driver: Driver, database: Path) -> None:
         (target / "intruder").write_text("x")
     with refused(Code.FAILED_PRECONDITION):
         driver.publish(volume, "two", readonly=True)
+
+
+def test_many_pods_that_only_read(driver: Driver, database: Path) -> None:
+    _, _, volume = adopt(driver, database, "--access-mode", "ReadOnlyMany")
+    driver.stage(volume)
+    for target in [driver.publish(volume, name) for name in ("one", "two")]:
+        assert (target / "table").read_text() == "rows"
+        with pytest.raises(OSError, match="Read-only"):
+            (target / "intruder").write_text("x")
 
 
 def test_growth_promises_nothing(driver: Driver, database: Path) -> None:
