@@ -148,9 +148,9 @@ class Node(Driver):
 
     def page(self, path: str) -> tuple[int, str]:
         """Ask for a page over HTTP."""
-        port = int(re.findall(r"http on port (\d+)", self.output())[-1])
+        ports = observe.until(lambda: re.findall(r"http on port (\d+)", self.output()), "it says its port")
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{ports[-1]}{path}", timeout=10) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
