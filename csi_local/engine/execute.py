@@ -2,8 +2,8 @@
 
 import errno
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from csi_local.engine.erasing import remove_erased
@@ -19,6 +19,17 @@ CrashPoint = Callable[[str], None]
 
 _log = logging.getLogger(__name__)
 _FRESH_MODE = 0o755
+
+
+@contextmanager
+def _not_in_a_pool(path: str) -> Iterator[None]:
+    """A target is its caller's: where nothing can be written there, no pool is missing."""
+    try:
+        yield
+    except SyscallFailed as error:
+        if error.errno != errno.EROFS:
+            raise
+        raise FailedPrecondition(f"{path} is on a read-only filesystem: {error}") from error
 
 
 def _on() -> None:
@@ -185,13 +196,16 @@ class Executor:
             case op.BindDevice(path=path):
                 host.bind(run.device().path, path, frozenset())
             case op.MakeTargetDirectory(path=path):
-                host.make_dir(path, mode=0o750)
+                with _not_in_a_pool(path):
+                    host.make_dir(path, mode=0o750)
             case op.MakeTargetFile(path=path):
-                host.make_file(path)
+                with _not_in_a_pool(path):
+                    host.make_file(path)
             case op.Unmount(path=path):
                 host.unmount(path)
             case op.RemoveTarget(path=path):
-                host.remove(path)
+                with _not_in_a_pool(path):
+                    host.remove(path)
             case _:
                 self._do_crypt(operation, run)
 

@@ -90,10 +90,11 @@ class Observer:
 
     def points_of(self, device: Device, mounts: Sequence[Mount]) -> Iterator[str]:
         """Where a device's filesystem, or its node, is mounted, as *mounts* have it."""
-        for mount in mounts:
-            node = mount.root.endswith(f"/{_name(device)}")
-            if mount.source == device.path or (node and self.is_node(mount.point, device)):
-                yield mount.point
+        return (mount.point for mount in mounts if mount.source == device.path or self._is_node(mount, device))
+
+    def nodes_of(self, device: Device) -> Iterator[str]:
+        """Where a device's node is mounted, and no filesystem: it gives the device to whoever is there."""
+        return (mount.point for mount in self._host.mounts(_name(device)) if self._is_node(mount, device))
 
     def reached_at(self, device: Device, mounts: Sequence[Mount]) -> str | None:
         """Where a device's filesystem can be reached: nothing else is mounted over it there."""
@@ -124,10 +125,13 @@ class Observer:
         under = mount_under(self._host.real_path(path), self._host.mounts())
         return under.device if under else None
 
-    def is_node(self, path: str, device: Device) -> bool:
-        """Whether a device's own node is at *path*, and no filesystem."""
-        found = self._host.stat(path)
-        return found is not None and found.kind is FileKind.BLOCK and found.special == device.device
+    def _is_node(self, mount: Mount, device: Device) -> bool:
+        """Whether a mount is of a device's own node, and no filesystem; something may be mounted over it."""
+        if not mount.root.endswith(f"/{_name(device)}"):
+            return False
+        found = self._host.stat(mount.point)
+        seen = found is not None and found.kind is FileKind.BLOCK and found.special == device.device
+        return seen or mount.device == self._superblock(device.path)
 
 
 def _name(device: Device) -> str:

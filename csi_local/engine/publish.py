@@ -46,6 +46,9 @@ from csi_local.plan.request import check_usable, mount_options
 
 _log = logging.getLogger(__name__)
 
+_NOT_MOUNTABLE = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EUCLEAN, errno.EBADMSG})
+"""What a kernel says of a filesystem that it does not know, or that is damaged (mount(2), EUCLEAN in errno(3))."""
+
 
 class Publisher:
     """The use cases of a volume on its node.
@@ -168,7 +171,7 @@ class Publisher:
         options = _options(record, capability)
         new_uuid = str(uuid.uuid4())
         operations = staging.stage(record, capability, options, path, pool.layout, seen, new_uuid)
-        self._run_mounting("stage", operations, options)
+        self._run_mounting(record, operations, options)
 
     def stage_ephemeral(self, volume: VolumeId, target: str, capability: Capability, patience_s: float) -> None:
         """Mount an ephemeral volume at its *target*, which is all of its staging and publishing.
@@ -205,14 +208,20 @@ class Publisher:
             self._executor.run("unstage", staging.let_go(devices))
             self._staged.pop(volume, None)
 
-    def _run_mounting(self, name: str, operations: tuple[Operation, ...], options: MountOptions) -> None:
-        """Mount options that the kernel refuses are the request's fault."""
+    def _run_mounting(self, record: VolumeRecord, operations: tuple[Operation, ...], options: MountOptions) -> None:
+        """Mount options that the kernel refuses are the request's fault; a filesystem that it refuses is nobody's."""
         try:
-            self._executor.run(name, operations)
+            self._executor.run("stage", operations)
         except SyscallFailed as error:
-            if error.errno == errno.EINVAL and str(error).startswith("mount ") and (options.data or options.flags):
+            if not str(error).startswith("mount ") or error.errno not in _NOT_MOUNTABLE:
+                raise
+            if error.errno == errno.EINVAL and (options.data or options.flags):
                 raise InvalidArgument(f"the kernel refuses these mount options: {error}") from error
-            raise
+            made = f" as {' '.join(record.mkfs_options)} made it" if record.mkfs_options else ""
+            raise FailedPrecondition(
+                f"volume {record.id}: the kernel does not mount its {record.filesystem}{made}, and its log (dmesg) says"
+                f" why; the data is left as it is: {error}"
+            ) from error
 
     def unstage(self, shown: str, path: str, patience_s: float) -> None:
         """Take a volume from this node; no error where it is not there, or does not exist.
@@ -230,7 +239,7 @@ class Publisher:
             devices = self._observer.stack(pool.layout, volume)
             points = self._observer.mount_points(pool.layout, volume, devices)
             others = tuple(point for point in points if point != path)
-            nodes = {point for point in others for device in devices.top if self._observer.is_node(point, device)}
+            nodes = {point for device in devices.top for point in self._observer.nodes_of(device)}
             published = tuple(point for point in others if point in {*nodes, *self._published.get(volume, {})})
             operations = staging.unstage(path, ours=ours, devices=devices, others=others, published=published)
             self._executor.run("unstage", operations)
@@ -348,6 +357,10 @@ class Publisher:
     def _unpublish(self, pool: Pool, volume: VolumeId, target: str) -> None:
         at = self._host.stat(target)
         ours = self._observer.is_volume(pool.layout, volume, target, at)
+        if not ours and target in self._observer.mount_points(
+            pool.layout, volume, self._observer.stack(pool.layout, volume)
+        ):
+            raise FailedPrecondition(f"volume {volume} is mounted on {target}, and something else over that")
         if at is None:
             self._forget(volume, target)
             return
@@ -380,10 +393,8 @@ class Publisher:
         """A read-only device is made for a publication, and goes with the last of them."""
         devices = self._observer.stack(pool.layout, volume)
         extra = [loop for loop in (*devices.loops, *devices.readers) if loop.read_only and not loop.autoclear]
-        if extra:
-            points = self._observer.mount_points(pool.layout, volume, devices)
-            nodes = {at.special for at in map(self._host.stat, points) if at}
-            unused = tuple(Detach(loop=loop) for loop in extra if loop.device not in nodes)
+        unused = tuple(Detach(loop=loop) for loop in extra if not any(self._observer.nodes_of(loop)))
+        if unused:
             self._executor.run("unpublish-detach", unused)
 
     # --- how full, how well

@@ -56,7 +56,11 @@ def probe(path: str) -> Signature | None:
 def make_filesystem(
     device: str, filesystem: Filesystem, *, uuid: str, label: str, options: Sequence[str], thick: bool, zeroed: bool
 ) -> None:
-    """Format *device* (mke2fs(8), mkfs.xfs(8), mkfs.btrfs(8)); without discarding where blocks are reserved."""
+    """Format *device* (mke2fs(8), mkfs.xfs(8), mkfs.btrfs(8)); without discarding where blocks are reserved.
+
+    Raises:
+        FailedPrecondition: mkfs says no, and the *options* may be why.
+    """
     keep = ["-K"] if thick else []
     if filesystem is Filesystem.EXT4:
         argv = _ext4(uuid, options, thick=thick, zeroed=zeroed)
@@ -66,7 +70,12 @@ def make_filesystem(
         if probe(device) is not None:  # left by an interrupted run: mkfs.btrfs refuses a UUID that it finds anywhere
             run(["wipefs", "-a", device])
         argv = ["mkfs.btrfs", "-q", "-f", "-U", uuid, *keep, *options]
-    _run_mkfs([*argv, *(["-L", label] if label else []), device])
+    try:
+        _run_mkfs([*argv, *(["-L", label] if label else []), device])
+    except CommandFailed as error:
+        if options and error.status is not None and error.status > 0:
+            raise FailedPrecondition(f"the class's mkfsOptions may be wrong, make the volume anew: {error}") from error
+        raise
 
 
 def _run_mkfs(argv: list[str]) -> None:

@@ -150,6 +150,24 @@ def test_an_image_that_reads_as_blank_from_end_to_end(bench: Bench) -> None:
     bench.demand_data()
 
 
+def test_a_filesystem_that_is_damaged_behind_its_superblock(bench: Bench) -> None:
+    """The kernel sees it, blkid does not; it may write to its own log, but what is there afterwards is what was."""
+    offset, length = SUPERBLOCKS[bench.kind.fs]
+    first, size = offset + length, bench.image.stat().st_size
+    aside = bench.image.with_suffix(".aside")
+    shutil.copyfile(bench.image, aside)
+    with bench.image.open("r+b") as image:
+        image.seek(first)
+        image.write(bytes(size - first))
+    with refused(*FAILING) as refusal:
+        bench.driver.stage(bench.volume)
+    assert refusal.message
+    bench.driver.unstage(bench.volume)
+    bench.demand_no_mkfs()
+    aside.rename(bench.image)
+    bench.demand_data()
+
+
 def test_an_image_that_was_exchanged_for_another_volumes(bench: Bench) -> None:
     mine, others = bench.image, bench.driver.backing_file(bench.other)
     exchange(mine, others)

@@ -12,7 +12,7 @@ import pytest
 from csi_local._proto import csi_pb2 as csi
 from tests import observe
 from tests.client import Code, Volume, outcome, refused
-from tests.rules.kinds import BLOCK, EXT4, Kind, every_kind, mounted_kinds
+from tests.rules.kinds import BLOCK, DIRECTORY, EXT4, Kind, every_kind, mounted_kinds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,6 +165,19 @@ class TestTargets:
         assert driver.standing() == before
         assert observe.mount_at(Path(target)) is None
 
+    @every_kind
+    def test_a_target_where_nothing_can_be_written_is_refused(
+        self, driver: Driver, kind: Kind, elsewhere: Path
+    ) -> None:
+        """No pool is missing: not UNAVAILABLE."""
+        below, volume = DIRECTORY.create(driver), kind.create(driver)
+        driver.stage(below)
+        read_only = driver.publish(below, elsewhere / "read-only", readonly=True)
+        driver.stage(volume)
+        with refused(Code.FAILED_PRECONDITION) as refusal:
+            publish_at(driver, volume, f"{read_only}/inside")
+        assert "read-only" in refusal.message
+
     def test_a_file_where_a_folder_must_be(self, driver: Driver, elsewhere: Path) -> None:
         volume = EXT4.create(driver)
         driver.stage(volume)
@@ -269,6 +282,25 @@ class TestUnpublish:
         driver.delete(volume)
         driver.target_path(volume).mkdir(parents=True)
         driver.unpublish(volume)
+
+
+def test_a_device_that_something_is_mounted_over_is_still_there(driver: Driver) -> None:
+    """Its loop device would be another volume's soon, and the node at the target would give that away."""
+    device, other = BLOCK.create(driver), EXT4.create(driver)
+    over = driver.staging_path(other)
+    over.mkdir(parents=True)
+    driver.stage(device)
+    target = driver.publish(device, over / "inside")
+    driver.stage(other)
+    with refused(Code.FAILED_PRECONDITION):
+        driver.unstage(device)
+    with refused(Code.FAILED_PRECONDITION):
+        driver.unpublish(device, target)
+    with refused(Code.FAILED_PRECONDITION):
+        driver.delete(device)
+    driver.unstage(other)
+    driver.unpublish(device, target)
+    driver.unstage(device)
 
 
 class TestStaging:

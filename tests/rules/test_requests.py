@@ -9,7 +9,7 @@ import pytest
 from csi_local._proto import csi_pb2 as csi
 from tests.client import TOPOLOGY_KEY, Capability, Code, Mode, capability, outcome, refused, topology
 from tests.observe import MIB, Mount, mounts
-from tests.rules.kinds import BLOCK, EXT4, fresh_name
+from tests.rules.kinds import BLOCK, EXT4, XFS, Kind, fresh_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -229,6 +229,28 @@ class TestParameters:
             volume = EXT4.create(driver, name=name, params={"mkfsOptions": value})
             with refused(Code.INVALID_ARGUMENT, Code.FAILED_PRECONDITION):
                 driver.stage(volume)
+
+    @pytest.mark.parametrize(
+        ("kind", "options", "words"),
+        [
+            (EXT4, "-N 99999999999", "too many inodes"),
+            (EXT4, "-O no-such-feature", "mkfsOptions"),
+            (XFS, "-i maxpct=101", "mkfsOptions"),
+            (EXT4, "-b 65536", "the kernel does not mount"),
+        ],
+    )
+    def test_options_that_the_class_should_not_have_are_named(
+        self, driver: Driver, kind: Kind, options: str, words: str
+    ) -> None:
+        """Only mkfs and the kernel know them all, so they are found out when the volume is used first."""
+        volume = kind.create(driver, params={**kind.params, "mkfsOptions": options})
+        for _ in range(2):
+            with refused(Code.FAILED_PRECONDITION) as refusal:
+                driver.stage(volume)
+            assert words in refusal.message
+            assert options in refusal.message
+        driver.unstage(volume)
+        driver.delete(volume)
 
     def test_mkfs_options_are_used(self, driver: Driver) -> None:
         volume = EXT4.create(driver, params={"mkfsOptions": "-N 1024 -m 0"})
