@@ -29,7 +29,8 @@ SIZE = 16 * MIB
 CLAIMS = 60
 LONG_S = 60.0
 T = TypeVar("T")
-GOING_ON = (Code.ABORTED, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED)
+GOING_ON = (Code.ABORTED, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED, Code.CANCELLED)
+"""What a sidecar asks again after; CANCELLED is what gRPC says of a call whose channel was closed beneath it."""
 
 
 class Cluster:
