@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from csi_local.engine.crypt import Opened
-from csi_local.engine.observe import Observer
+from csi_local.engine.observe import Observer, mount_under
 from csi_local.engine.pool import Pool
 from csi_local.host.api import Host
 from csi_local.model.errors import CommandFailed, FailedPrecondition
@@ -32,8 +32,13 @@ class Glance:
         at = self._host.stat(path)
         directory = record.backend is BackendKind.DIRECTORY
         if self._observer.is_volume(layout, record.id, path, at):
-            flags = self._host.mount_flags(path)
-            return StagingSeen(path=at, ours=True, staged_as=staged_as, flags=flags)
+            return StagingSeen(
+                path=at,
+                ours=True,
+                staged_as=staged_as,
+                flags=self._own_flags(path),
+                inherited=self._own_flags(record.adopted or layout.root) if directory else frozenset(),
+            )
         where = record.adopted or (layout.data(record.id) if directory else layout.image(record.id))
         there = self._host.stat(where)
         loops = () if directory else self._observer.loops(layout, record.id)
@@ -53,6 +58,11 @@ class Glance:
         return StagingSeen(
             path=at, bytes_there=there, loops=loops, opened=device, signature=signature, filesystem_size=size
         )
+
+    def _own_flags(self, path: str) -> frozenset[str]:
+        """Those of the mount that *path* is in; not those of its filesystem, which errors make read-only."""
+        mount = mount_under(self._host.real_path(path), self._host.mounts())
+        return mount.options if mount else frozenset()
 
     def at_target(
         self,

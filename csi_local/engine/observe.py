@@ -1,15 +1,28 @@
 """Looking at the node: where a volume is attached, staged and published. Asked of the kernel each time."""
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 
 from csi_local.backends import luks
 from csi_local.host.api import Host
-from csi_local.model.errors import DamagedRecord
+from csi_local.model.errors import DamagedRecord, SyscallFailed
 from csi_local.model.observed import Device, FileInfo, FileKind, LoopDevice, Mount, Stack
 from csi_local.model.volume import VolumeId, VolumeRecord
 from csi_local.plan.life import pod_directory
 from csi_local.store.layout import Layout
 from csi_local.store.pool_store import PoolStore
+
+LOOP_MAJOR = 7
+"""The number of loop devices among block devices (the kernel's devices.txt)."""
+
+_SPEECHLESS = frozenset({errno.EIO, errno.ESHUTDOWN, errno.ESTALE, errno.EUCLEAN, errno.ENOTCONN})
+"""What a filesystem says of its own root when it was shut down after errors, as XFS and btrfs do."""
+
+_MOUNT = FileInfo(
+    kind=FileKind.DIRECTORY, size=0, allocated=0, device=0, inode=0, special=0, mount_root=True, gid=0, mode=0
+)
+"""All that is known of a mount whose filesystem is speechless."""
 
 
 class Observer:
@@ -45,6 +58,26 @@ class Observer:
             return data is not None and at.identity == data.identity
         number = at.special if at.kind is FileKind.BLOCK else self._host.device_at(path)
         return any(device.device == number for device in devices.top)
+
+    def look(self, layout: Layout, volume: VolumeId, path: str) -> tuple[FileInfo | None, bool]:
+        """What is at *path*, and whether that is this volume; as the mount table has it, where nothing else answers."""
+        try:
+            at = self._host.stat(path)
+            return at, self.is_volume(layout, volume, path, at)
+        except SyscallFailed as error:
+            mount = self.mounted_at(path)
+            if error.errno not in _SPEECHLESS or mount is None:
+                raise
+            return _MOUNT, self.is_lost(volume, mount)
+
+    def mounted_at(self, path: str) -> Mount | None:
+        """What the mount table has at *path*, the uppermost."""
+        return next((mount for mount in reversed(self._host.mounts()) if mount.point == path), None)
+
+    def is_dead_loop(self, at: FileInfo) -> bool:
+        """Whether the node of a loop device is mounted there that somebody has detached: it is nobody's."""
+        loop = at.mount_root and at.kind is FileKind.BLOCK and os.major(at.special) == LOOP_MAJOR
+        return loop and not self._host.backing_path(at.special)
 
     def mount_points(self, layout: Layout, volume: VolumeId, devices: Stack) -> tuple[str, ...]:
         """Every path at which this volume, or something in it, is mounted; *devices* are its own."""

@@ -20,6 +20,7 @@ from csi_local.engine.takeover import take_over
 from csi_local.engine.usage import usage_at
 from csi_local.host.api import Host
 from csi_local.model.errors import (
+    DriverError,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -77,7 +78,7 @@ class Publisher:
         self._glance = Glance(host)
         self._max_volumes = max_volumes
         self._guard = threading.Lock()
-        self._staged: dict[VolumeId, Capability | None] = {}
+        self._staged: dict[VolumeId, dict[str, Capability]] = {}
         self._published: dict[VolumeId, dict[str, Publication]] = {}
 
     def take_over(self) -> None:
@@ -91,7 +92,7 @@ class Publisher:
 
     def _take_over(self, pool: Pool) -> None:
         for volume in take_over(self._host, pool):
-            self._staged.setdefault(volume, None)
+            self._staged.setdefault(volume, {})
 
     def plain(self, path: str) -> str:
         """*path* as the kernel shows it: with the links on the way to it followed, and itself left alone."""
@@ -129,16 +130,14 @@ class Publisher:
         with self._locks.hold(volume, patience_s), self._alone_at(patience_s, path):
             record = pool.store.load(volume)
             check_usable(record, capability)
+            if path in self._published.get(volume, {}):
+                raise InvalidArgument(f"{path} is a target that volume {volume} is published at, and no staging path")
             self._stage(pool, record, path, capability, given)
 
     def _stage(
         self, pool: Pool, record: VolumeRecord, path: str, capability: Capability, given: GivenKeys = NONE_GIVEN
     ) -> None:
-        with self._guard:
-            known = record.id in self._staged
-            if not known and self._max_volumes and len(self._staged) >= self._max_volumes:
-                raise ResourceExhausted(f"this node has its limit of {self._max_volumes} volumes staged")
-            self._staged.setdefault(record.id, None)
+        known = self._admit(record.id)
         try:
             if record.backend is BackendKind.LOOPFILE:
                 self._copies.disturb(record.id, f"volume {record.id} has been staged meanwhile")
@@ -153,8 +152,32 @@ class Publisher:
             if not known:
                 self._staged.pop(record.id, None)
             raise
-        if self._staged[record.id] is None:
-            self._staged[record.id] = capability
+        self._staged.setdefault(record.id, {}).setdefault(path, capability)
+
+    def _admit(self, volume: VolumeId) -> bool:
+        """Count a volume that is to be staged; whether it was counted already."""
+        if volume not in self._staged and self._is_full():
+            for gone in [one for one in list(self._staged) if self._is_gone(one)]:
+                self._staged.pop(gone, None)
+        with self._guard:
+            known = volume in self._staged
+            if not known and self._is_full():
+                raise ResourceExhausted(f"this node has its limit of {self._max_volumes} volumes staged")
+            self._staged.setdefault(volume, {})
+        return known
+
+    def _is_full(self) -> bool:
+        return 0 < self._max_volumes <= len(self._staged)
+
+    def _is_gone(self, volume: VolumeId) -> bool:
+        """Whether a volume that was staged is on this node no longer: somebody else unmounted it, or it was removed."""
+        try:
+            if not (pools := self._pools.having(volume)):
+                return self._pools.ready
+            devices = self._observer.stack(pools[0].layout, volume)
+            return not devices.loops and not self._observer.mount_points(pools[0].layout, volume, devices)
+        except DriverError:
+            return False
 
     def _open(self, pool: Pool, record: VolumeRecord, path: str, given: GivenKeys) -> Opened | None:
         """Open an encrypted volume that is not staged there already: what is refused leaves nothing open."""
@@ -167,7 +190,7 @@ class Publisher:
     def _mount(
         self, pool: Pool, record: VolumeRecord, path: str, capability: Capability, opened: Opened | None
     ) -> None:
-        seen = self._glance.at_staging(pool, record, path, opened, self._staged.get(record.id))
+        seen = self._glance.at_staging(pool, record, path, opened, self._staged.get(record.id, {}).get(path))
         options = _options(record, capability)
         new_uuid = str(uuid.uuid4())
         operations = staging.stage(record, capability, options, path, pool.layout, seen, new_uuid)
@@ -235,15 +258,20 @@ class Publisher:
             return
         pool, volume = place
         with self._locks.hold(volume, patience_s), self._alone_at(patience_s, path):
-            ours = self._observer.is_mounted_at(pool.layout, volume, path)
+            _, ours = self._observer.look(pool.layout, volume, path)
             devices = self._observer.stack(pool.layout, volume)
             points = self._observer.mount_points(pool.layout, volume, devices)
             others = tuple(point for point in points if point != path)
             nodes = {point for device in devices.top for point in self._observer.nodes_of(device)}
             published = tuple(point for point in others if point in {*nodes, *self._published.get(volume, {})})
-            operations = staging.unstage(path, ours=ours, devices=devices, others=others, published=published)
+            covered = path in points and not ours
+            operations = staging.unstage(
+                path, ours=ours, covered=covered, devices=devices, others=others, published=published
+            )
             self._executor.run("unstage", operations)
-            if not others:
+            if others:
+                self._staged.get(volume, {}).pop(path, None)
+            else:
                 self._staged.pop(volume, None)
 
     def _locate(self, shown: str, path: str) -> tuple[Pool, VolumeId] | None:
@@ -257,10 +285,10 @@ class Publisher:
         except NotFound:
             return None
         except Unavailable:
-            there = [mount for mount in self._host.mounts() if mount.point == path]
+            there = self._observer.mounted_at(path)
             ids = (VolumeId(shown), ephemeral_id(shown))
-            lost = [volume for volume in ids if there and self._observer.is_lost(volume, there[-1])]  # the uppermost
-            if there and not lost:
+            lost = [volume for volume in ids if there is not None and self._observer.is_lost(volume, there)]
+            if there is not None and not lost:
                 raise
             for volume in lost:
                 self._leave_lost(volume, path)
@@ -304,6 +332,8 @@ class Publisher:
         staged, target = paths = (self.plain(paths[0]), self.plain(paths[1]))
         if staged == target:
             raise InvalidArgument("the target path and the staging path are the same")
+        if staged in self._published.get(volume, {}):
+            raise InvalidArgument(f"{staged} is a target that volume {volume} is published at, and no staging path")
         with self._locks.hold(volume, patience_s), self._alone_at(patience_s, *paths):
             record = pool.store.load(volume)
             check_usable(record, capability)
@@ -355,8 +385,10 @@ class Publisher:
             self._detach_read_only(pool, volume)
 
     def _unpublish(self, pool: Pool, volume: VolumeId, target: str) -> None:
-        at = self._host.stat(target)
-        ours = self._observer.is_volume(pool.layout, volume, target, at)
+        at, ours = self._observer.look(pool.layout, volume, target)
+        if at is not None and not ours:  # a device that was detached: the node that a pod was given says no more whose
+            given = at.mount_root and at.kind is FileKind.BLOCK and target in self._published.get(volume, {})
+            ours = given or self._observer.is_dead_loop(at)
         if not ours and target in self._observer.mount_points(
             pool.layout, volume, self._observer.stack(pool.layout, volume)
         ):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from csi_local.backends import loopfile, luks
 from csi_local.model.errors import AlreadyExists, Busy, FailedPrecondition
-from csi_local.model.mount_options import MountOptions
+from csi_local.model.mount_options import SHOWN, MountOptions
 from csi_local.model.observed import FileInfo, FileKind, LoopDevice, MappedDevice, Signature, Stack
 from csi_local.model.operations import (
     BindMount,
@@ -45,6 +45,7 @@ class StagingSeen:
         ours: whether it is a mount of this volume.
         staged_as: the capability it was staged with, as far as this process remembers.
         flags: those of the mount there.
+        inherited: those that it has without having been asked for, from what it is a bind mount of.
         loops: devices attached to the image.
         opened: the device that an encrypted image was opened as.
         signature: what is on the image, or on the opened device; None where nothing is.
@@ -55,6 +56,7 @@ class StagingSeen:
     ours: bool = False
     staged_as: Capability | None = None
     flags: frozenset[str] = frozenset()
+    inherited: frozenset[str] = frozenset()
     bytes_there: FileInfo | None = None
     loops: tuple[LoopDevice, ...] = ()
     opened: MappedDevice | None = None
@@ -79,8 +81,9 @@ def stage(
         Busy: mkfs that an earlier driver started is still at work.
     """
     if seen.ours:
-        known = seen.staged_as
-        if known.access != capability.access if known else not options.shown <= seen.flags:
+        known, has = seen.staged_as, seen.flags & SHOWN
+        alike = options.shown <= has <= options.shown | seen.inherited
+        if not (known.access == capability.access if known else alike):
             raise AlreadyExists(f"volume {record.id} is staged at {path} with other mount options")
         return _finish_growing(record, options, path)
     made = check_place(path, seen.path)
@@ -247,15 +250,18 @@ def _check_filesystem(record: VolumeRecord, seen: StagingSeen) -> None:
 
 
 def unstage(
-    path: str, *, ours: bool, devices: Stack, others: tuple[str, ...], published: tuple[str, ...]
+    path: str, *, ours: bool, devices: Stack, others: tuple[str, ...], published: tuple[str, ...], covered: bool = False
 ) -> tuple[Operation, ...]:
     """Take a volume from this node; nothing where it is not there, or is staged elsewhere.
 
-    *ours* says that the volume is mounted at *path*, *others* where else it is, *published* which of those are pods'.
+    *ours* says that the volume is mounted at *path*, *covered* that it is and something else over that, *others* where
+    else it is, *published* which of those are pods'.
 
     Raises:
-        FailedPrecondition: it is still published.
+        FailedPrecondition: it is still published, or cannot be reached.
     """
+    if covered:
+        raise FailedPrecondition(f"the volume is mounted on {path}, and something else over that; unmount that first")
     if published:
         raise FailedPrecondition(f"the volume is still published at {', '.join(published)}; unpublish it first")
     unmount = (Unmount(path=path),) if ours else ()
