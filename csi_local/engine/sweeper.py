@@ -12,7 +12,7 @@ from csi_local.engine.pool import Pool
 from csi_local.engine.pools import Pools
 from csi_local.host.api import Host
 from csi_local.model.errors import DriverError, HostError
-from csi_local.store.layout import TRASH, is_leftover
+from csi_local.store.layout import PROBE, TRASH
 
 _log = logging.getLogger(__name__)
 _ROUND_S = 60.0
@@ -68,9 +68,10 @@ class Sweeper:
         self._settle()
         self._pools.sample()
 
-    def _add_leftovers(self, pool: Pool, kind: str = "") -> None:
+    def _add_leftovers(self, pool: Pool) -> None:
+        """What could not be removed before; not what is being made, which is beside it."""
         for path in pool.store.leftovers():
-            if path.rpartition("/")[2].startswith(kind):
+            if _is_trash(path):
                 self.add(path)
 
     def _run(self) -> None:
@@ -101,7 +102,7 @@ class Sweeper:
                     self._host.settle(pool.root)
 
     def _remove(self, path: str) -> None:
-        if not is_leftover(path.rpartition("/")[2]):
+        if not _is_trash(path):
             return
         try:
             remove_erased(self._host, path)
@@ -112,11 +113,10 @@ class Sweeper:
 
     def _round(self) -> None:
         try:
-            for pool in self._pools.retry():
-                self._add_leftovers(pool)
+            self._pools.retry()
             for pool in self._pools.all():
                 with suppress(HostError):  # a disk that fails is told of when it is used
-                    self._add_leftovers(pool, TRASH)  # what could not be removed before
+                    self._add_leftovers(pool)
             self._pools.sample()
             for chore in self._chores:
                 chore()
@@ -124,3 +124,7 @@ class Sweeper:
             _log.warning("looking after the pools: %s", error)
         except Exception:  # noqa: BLE001 (likewise)
             _log.exception("looking after the pools")
+
+
+def _is_trash(path: str) -> bool:
+    return path.rpartition("/")[2].startswith((TRASH, PROBE))

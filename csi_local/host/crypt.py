@@ -77,7 +77,7 @@ def format_encrypted(device: str, encryption: Encryption, key: Secret) -> None:
     argv += ["--cipher", encryption.cipher, "--key-size", str(encryption.key_bits)]
     argv += ["--sector-size", str(encryption.sector_size), "--offset", str(HEADER // 512)]
     argv += ["--luks2-metadata-size", str(METADATA // 2), "--luks2-keyslots-size", str(KEY_SLOTS - METADATA)]
-    _cryptsetup([*argv, *_kdf(encryption), device], key)
+    _cryptsetup([*argv, *_kdf(encryption), device], key, on=device)
 
 
 def _kdf(encryption: Encryption) -> list[str]:
@@ -90,7 +90,7 @@ def _kdf(encryption: Encryption) -> list[str]:
 def open_encrypted(device: str, name: str, key: Secret, *, discard: bool) -> MappedDevice:
     """See ``host.api.Crypt.open_encrypted``."""
     discards = ["--allow-discards"] if discard else []
-    _cryptsetup(["open", "--type", "luks2", *discards, device, name], key)
+    _cryptsetup(["open", "--type", "luks2", *discards, device, name], key, on=device)
     found = next((one for one in all_mapped() if one.name == name), None)
     if found is None:
         raise SyscallFailed(f"open {device} as {name}", errno.ENXIO)
@@ -119,7 +119,7 @@ def resize_encrypted(device: MappedDevice, key: Secret) -> Bytes:
     return loop.device_size(device.path)
 
 
-def _cryptsetup(words: Sequence[str], key: Secret, more: Secret | None = None) -> None:
+def _cryptsetup(words: Sequence[str], key: Secret, more: Secret | None = None, on: str = "") -> None:
     """Run it alone; a *key* that ends with a newline has that newline in it.
 
     *more* is another key, which it reads from the file that is its last argument.
@@ -127,7 +127,7 @@ def _cryptsetup(words: Sequence[str], key: Secret, more: Secret | None = None) -
     verb, *rest = words
     with _opening:
         try:
-            run(["cryptsetup", verb, "--key-file=-", *rest], timeout_s=_TIMEOUT_S, secret=key, more=more)
+            run(["cryptsetup", verb, "--key-file=-", *rest], timeout_s=_TIMEOUT_S, secret=key, more=more, on=on)
         except CommandFailed as error:
             if error.status == BUSY:
                 raise SyscallFailed(str(error), errno.EBUSY) from error

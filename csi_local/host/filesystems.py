@@ -68,21 +68,21 @@ def make_filesystem(
         argv = ["mkfs.xfs", "-q", "-f", "-s", f"size={_BLOCK}", "-m", f"uuid={uuid}", *keep, *options]
     else:
         if probe(device) is not None:  # left by an interrupted run: mkfs.btrfs refuses a UUID that it finds anywhere
-            run(["wipefs", "-a", device])
+            run(["wipefs", "-a", device], on=device)
         argv = ["mkfs.btrfs", "-q", "-f", "-U", uuid, *keep, *options]
     try:
-        _run_mkfs([*argv, *(["-L", label] if label else []), device])
+        _run_mkfs([*argv, *(["-L", label] if label else []), device], device)
     except CommandFailed as error:
         if options and error.status is not None and error.status > 0:
             raise FailedPrecondition(f"the class's mkfsOptions may be wrong, make the volume anew: {error}") from error
         raise
 
 
-def _run_mkfs(argv: list[str]) -> None:
+def _run_mkfs(argv: list[str], device: str) -> None:
     """Run a mkfs, again where it says that it has not begun and why need not last."""
     for left in reversed(range(_MKFS_TRIES)):
         try:
-            run(argv)
+            run(argv, on=device)
         except CommandFailed as error:
             another = "non-unique UUID" in str(error)
             if not left and another:
@@ -142,8 +142,8 @@ def filesystem_size(device: str, filesystem: Filesystem) -> Bytes:
 
 def grow_unmounted(device: str) -> None:
     """Check an ext4 and grow it to its device (e2fsck(8), resize2fs(8))."""
-    run(["e2fsck", "-f", "-p", device], ok=(_E2FSCK_CLEAN, _E2FSCK_CORRECTED), timeout_s=_GROW_TIMEOUT_S)
-    run(["resize2fs", device], timeout_s=_GROW_TIMEOUT_S)
+    run(["e2fsck", "-f", "-p", device], ok=(_E2FSCK_CLEAN, _E2FSCK_CORRECTED), timeout_s=_GROW_TIMEOUT_S, on=device)
+    run(["resize2fs", device], timeout_s=_GROW_TIMEOUT_S, on=device)
 
 
 def grow_mounted(point: str, filesystem: Filesystem, device: str) -> Bytes:

@@ -7,9 +7,10 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from csi_local.host import cpus
+from csi_local.host.syscalls import opened
 from csi_local.model.errors import CommandFailed
 from csi_local.model.secret import Secret
 
@@ -56,13 +57,16 @@ def run(
     timeout_s: float = TIMEOUT_S,
     secret: Secret | None = None,
     more: Secret | None = None,
+    on: str = "",
 ) -> tuple[int, str, str]:
     """Run a program to its end and return its exit status, standard output and standard error.
 
     A *secret* is its standard input, and shown nowhere. *more* is what it reads from the file that comes as its last
-    argument: a pipe, and so on no disk.
+    argument: a pipe, and so on no disk. The device that it works *on* is open in it from its first moment: it may
+    outlive the driver, and a loop device that nobody has open is soon another volume's (LO_FLAGS_AUTOCLEAR, loop(4)).
 
     Raises:
+        SyscallFailed: the device cannot be opened.
         CommandFailed: it is missing, does not end in time (it is killed), or ends with a status not in *ok*.
     """
     program = find(argv[0])
@@ -76,11 +80,11 @@ def run(
         "DM_DISABLE_UDEV": "1",  # in a container nobody answers who waits for udev
     }
     given = secret.reveal() if secret else b""
-    if more is None:
-        done = _run([program, *argv[1:]], environment, timeout_s, given)
-    else:
-        with _piped(more) as pipe:
-            done = _run([program, *argv[1:], f"/dev/fd/{pipe}"], environment, timeout_s, given, pipe)
+    with ExitStack() as held:
+        pipes = [held.enter_context(_piped(more))] if more else []
+        devices = [held.enter_context(opened(on, os.O_RDONLY))] if on else []
+        words = [program, *argv[1:], *(f"/dev/fd/{pipe}" for pipe in pipes)]
+        done = _run(words, environment, timeout_s, given, *pipes, *devices)
     stdout, stderr = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
     if done.returncode not in ok:
         said = (stderr.strip() or stdout.strip())[-_SHOWN:]

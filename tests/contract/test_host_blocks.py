@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from csi_local.model.errors import CommandFailed, FailedPrecondition
+from csi_local.model.errors import CommandFailed, FailedPrecondition, HostError
 from csi_local.model.quantity import MIB, Bytes
 from csi_local.model.volume import Filesystem
 from tests.contract.asking import NONE, attach, fails, format_it, there, volume
@@ -243,7 +243,7 @@ class TestMakeFilesystem:
     def test_refused(self, machine: Machine) -> None:
         with attach(machine, machine.image("small", 16 * MIB)) as loop, pytest.raises(CommandFailed):
             format_it(machine, loop.path, Filesystem.XFS)
-        with pytest.raises(CommandFailed):
+        with pytest.raises(HostError):
             format_it(machine, f"{machine.root}/none")
         with volume(machine) as (_, _, mounted), pytest.raises(CommandFailed):
             format_it(machine, mounted.path)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.client import Code, refused
+from tests.client import Code, outcome, refused
 from tests.driver import serving
-from tests.observe import get, put
+from tests.observe import get, loops, put, until
 from tests.rules.kinds import BTRFS, EXT4, XFS, Kind
 
 if TYPE_CHECKING:
@@ -228,6 +229,28 @@ def test_a_blkid_that_does_not_end(bench: Bench) -> None:
     assert time.monotonic() - began < PATIENCE_S + 5
     bench.remove("blkid")
     bench.demand_data()
+
+
+def test_mkfs_of_a_dead_driver_keeps_its_device(bench: Bench, programs: Path) -> None:
+    """It has not opened the device yet: without that, the kernel would give the device to the next volume."""
+    name, begun, go = MKFS[bench.kind.fs], programs / "begun", programs / "go"
+    real = shutil.which(name)
+    bench.install(name, f'touch {begun}; while [ ! -e {go} ]; do sleep 0.05; done; exec {real} "$@"')
+    driver, fresh = bench.driver, bench.kind.create(bench.driver, name="fresh")
+    with ThreadPoolExecutor(1) as pool:
+        staging = pool.submit(outcome, lambda: driver.stage(fresh))
+        until(begun.exists, "mkfs has begun")
+        driver.kill()
+        assert staging.result() is not Code.OK
+    driver.start()
+    image = str(driver.backing_file(fresh))
+    assert image in loops().values()
+    with refused(Code.ABORTED):
+        driver.stage(fresh)
+    go.touch()
+    until(lambda: image not in loops().values(), "mkfs has ended")
+    bench.remove(name)
+    put(driver.attach(fresh), DATA)
 
 
 def test_no_blkid_at_all(programs: Path) -> None:

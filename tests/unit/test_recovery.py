@@ -243,6 +243,17 @@ class TestAccounts:
         driver.sweeper.drain()
         assert [pool.store.leftovers() for pool in driver.pools.all()] == [[], []]
 
+    def test_what_is_being_made_is_not_swept(self) -> None:
+        """A pool that comes later is looked through while volumes are made in it already."""
+        driver = rig()
+        pool = driver.pools.all()[0]
+        making = f"{pool.root}/.new-pvc-1"
+        driver.host.make_dir(making)
+        driver.sweeper._round()
+        driver.sweeper.add(making)
+        driver.sweeper.drain()
+        assert pool.store.leftovers() == [making]
+
 
 def test_a_volume_that_is_in_two_pools_is_used_in_neither() -> None:
     """One was missing when the same request came again: neither may be taken for the other."""
