@@ -99,8 +99,11 @@ class Publisher:
         parent, _, name = path.rpartition("/")
         plain = f"{self._host.real_path(parent or '/').rstrip('/')}/{name}"
         for pool in self._pools.all():
-            if plain.startswith((f"{pool.layout.volumes}/", f"{pool.root}/.")):
+            ours = (f"{one}/" for one in (pool.layout.volumes, pool.layout.snapshots, pool.layout.groups))
+            if f"{plain}/".startswith((*ours, f"{pool.root}/.")):
                 raise InvalidArgument(f"{path} is in pool {pool.spec.name}, among its volumes")
+            if f"{pool.root}/".startswith(f"{plain.rstrip('/')}/"):
+                raise InvalidArgument(f"a mount at {path} would hide pool {pool.spec.name}, which is at {pool.root}")
         return plain
 
     @contextmanager

@@ -155,6 +155,18 @@ class TestTargets:
             publish_at(driver, volume, f"{driver.root}/staging/../dots")
         assert not (driver.root / "dots").exists()
 
+    @mounted_kinds
+    @pytest.mark.parametrize("below", ["", "..", "volumes", "volumes/here", "snapshots/here", "groups", ".new-here"])
+    def test_a_pool_is_neither_hidden_nor_written_to(self, driver: Driver, kind: Kind, below: str) -> None:
+        volume = kind.create(driver)
+        driver.stage(volume)
+        for root in driver.pool_roots():
+            place = (root / below).resolve()
+            with refused(Code.INVALID_ARGUMENT):
+                publish_at(driver, volume, str(place))
+            with refused(Code.INVALID_ARGUMENT):
+                stage_at(driver, volume, str(place))
+
     @pytest.mark.parametrize("target", ["/proc/self/cwd", "/dev/null", "/nul\0"], ids=ascii)
     def test_a_target_that_cannot_be_is_refused(self, driver: Driver, target: str) -> None:
         volume = EXT4.create(driver)
