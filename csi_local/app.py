@@ -240,12 +240,17 @@ def _serve_pages(
 
 
 def _stop_on_signals() -> Callable[[], None]:
-    """Let SIGTERM and SIGINT end the process: at once while it starts, and in good order once it waits here."""
+    """Let SIGTERM and SIGINT end the process: at once while it starts, and in good order once it waits here.
+
+    The byte that wakes the main thread is written when the kernel delivers the signal, to whichever thread, and not by
+    Python's handler: that runs in the main thread alone, which may be about to wait for just this.
+    """
     waiting: list[bool] = []
     asked, ask = os.pipe()  # not an Event: its lock may be held by the very code that a signal interrupts
+    os.set_blocking(ask, False)
+    signal.set_wakeup_fd(ask, warn_on_full_buffer=False)
 
     def handle(_number: int, _frame: FrameType | None) -> None:
-        os.write(ask, b".")
         if not waiting:
             raise SystemExit(0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import socket
 import stat
 import subprocess
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -21,8 +23,6 @@ from tests.observe import MIB
 from tests.rules.kinds import BLOCK, EXT4
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.conftest import Start
 
 pytestmark = pytest.mark.root
@@ -199,6 +199,18 @@ class TestEnd:
         assert driver.process.wait(10) == 0
         driver.disconnect()
         assert "Traceback" not in driver.output()
+
+    def test_a_signal_that_another_thread_takes(self, start: Start) -> None:
+        """The kernel gives it to any thread, while the main one sleeps (signal(7), tgkill(2))."""
+        driver = start(POOL)
+        EXT4.create(driver)
+        process = driver.process.pid
+        threads = [int(path.name) for path in Path(f"/proc/{process}/task").iterdir()]
+        other = next(number for number in threads if number != process)
+        tgkill = {"x86_64": 234, "aarch64": 131}[os.uname().machine]
+        assert ctypes.CDLL(None).syscall(tgkill, process, other, int(signal.SIGTERM)) == 0
+        assert driver.process.wait(10) == 0
+        driver.disconnect()
 
     def test_a_signal_right_after_the_start(self, folder: Path) -> None:
         driver = Driver(folder, POOL)
