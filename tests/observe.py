@@ -153,9 +153,9 @@ def unmount(path: Path, *, lazily: bool = False) -> None:
         raise OSError(errno, os.strerror(errno), str(path))
 
 
-def mount_tmpfs(path: Path) -> None:
+def mount_tmpfs(path: Path, *, read_only: bool = False) -> None:
     """Mount an empty tmpfs at `path`: somebody else's mount."""
-    if _LIBC.mount(b"tmpfs", os.fsencode(path), b"tmpfs", 0, None) != 0:
+    if _LIBC.mount(b"tmpfs", os.fsencode(path), b"tmpfs", int(read_only), None) != 0:
         errno = ctypes.get_errno()
         raise OSError(errno, os.strerror(errno), str(path))
 

@@ -106,6 +106,15 @@ class Publisher:
                 raise InvalidArgument(f"a mount at {path} would hide pool {pool.spec.name}, which is at {pool.root}")
         return plain
 
+    def _check_apart(self, *paths: str) -> None:
+        """See that no path is inside a volume: that could not be unmounted first, and the one inside it never."""
+        points = [point for targets in list(self._published.values()) for point in list(targets)]
+        for stagings in list(self._staged.values()):
+            points += [point for point, how in list(stagings.items()) if isinstance(how.access, MountAccess)]
+        for point in points:
+            if inside := [path for path in paths if path.startswith(f"{point}/")]:
+                raise InvalidArgument(f"{inside[0]} is inside a volume, which is mounted on {point}")
+
     @contextmanager
     def _alone_at(self, patience_s: float, *paths: str) -> Iterator[None]:
         """Be the only one at these paths: what was seen there must still be so when something is mounted."""
@@ -135,6 +144,7 @@ class Publisher:
             check_usable(record, capability)
             if path in self._published.get(volume, {}):
                 raise InvalidArgument(f"{path} is a target that volume {volume} is published at, and no staging path")
+            self._check_apart(path)
             self._stage(pool, record, path, capability, given)
 
     def _stage(
@@ -211,6 +221,7 @@ class Publisher:
             if (pool := self._pools.locate(volume)) is None:
                 raise NotFound(f"volume {volume} was removed meanwhile")
             record = pool.store.load(volume)
+            self._check_apart(target)
             self._stage(pool, record, target, capability)
             access = capability.access
             group = access.group if isinstance(access, MountAccess) else None
@@ -340,6 +351,7 @@ class Publisher:
         with self._locks.hold(volume, patience_s), self._alone_at(patience_s, *paths):
             record = pool.store.load(volume)
             check_usable(record, capability)
+            self._check_apart(*paths)
             wanted = Publication(volume=record.id, capability=capability, read_only=read_only)
             operations = self._plan(pool, record, wanted, paths)  # what is refused leaves nothing staged
             if self._ensure_staged(pool, record, staged, capability, given):

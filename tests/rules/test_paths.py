@@ -11,8 +11,8 @@ import pytest
 
 from csi_local._proto import csi_pb2 as csi
 from tests import observe
-from tests.client import Code, Volume, outcome, refused
-from tests.rules.kinds import BLOCK, DIRECTORY, EXT4, Kind, every_kind, mounted_kinds
+from tests.client import Code, Mode, Volume, outcome, refused
+from tests.rules.kinds import BLOCK, EXT4, Kind, every_kind, mounted_kinds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -167,6 +167,20 @@ class TestTargets:
             with refused(Code.INVALID_ARGUMENT):
                 stage_at(driver, volume, str(place))
 
+    @mounted_kinds
+    def test_nothing_is_mounted_inside_a_volume(self, driver: Driver, kind: Kind) -> None:
+        """A volume that is staged inside its own target could never be taken from the node again."""
+        volume = kind.create(driver, mode=Mode.SINGLE_NODE_MULTI_WRITER)
+        target, other = driver.attach(volume), kind.create(driver)
+        inside = target / "inside"
+        inside.mkdir()
+        driver.stage(other)
+        for one in (volume, other):
+            with refused(Code.INVALID_ARGUMENT):
+                publish_at(driver, one, str(inside))
+            with refused(Code.INVALID_ARGUMENT):
+                stage_at(driver, one, str(inside))
+
     @pytest.mark.parametrize("target", ["/proc/self/cwd", "/dev/null", "/nul\0"], ids=ascii)
     def test_a_target_that_cannot_be_is_refused(self, driver: Driver, target: str) -> None:
         volume = EXT4.create(driver)
@@ -182,9 +196,9 @@ class TestTargets:
         self, driver: Driver, kind: Kind, elsewhere: Path
     ) -> None:
         """No pool is missing: not UNAVAILABLE."""
-        below, volume = DIRECTORY.create(driver), kind.create(driver)
-        driver.stage(below)
-        read_only = driver.publish(below, elsewhere / "read-only", readonly=True)
+        volume, read_only = kind.create(driver), elsewhere / "read-only"
+        read_only.mkdir()
+        observe.mount_tmpfs(read_only, read_only=True)
         driver.stage(volume)
         with refused(Code.FAILED_PRECONDITION) as refusal:
             publish_at(driver, volume, f"{read_only}/inside")
