@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from csi_local.host import quota, syscalls
+from csi_local.host import owners, quota, syscalls
 from csi_local.host.mounts import mounts_below
 from csi_local.host.syscalls import failing_as, opened
 from csi_local.model.errors import Busy, SyscallFailed
@@ -16,7 +16,6 @@ from csi_local.model.observed import FileInfo, FileKind, Room
 from csi_local.model.quantity import Bytes
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_GROUP_BITS = 0o060
 _CHUNK = 1 << 16
 
 
@@ -137,15 +136,7 @@ class LinuxFiles:
 
     def give_to_group(self, path: str, group: int) -> None:
         """See ``Files.give_to_group``."""
-        with opened(path, _DIRECTORY) as fd, failing_as(f"give {path} to group {group}"):
-            root = os.fstat(fd)
-            wanted = stat.S_ISGID | 0o070
-            if root.st_gid == group and root.st_mode & wanted == wanted:
-                return
-            for _, directories, files, inside in os.fwalk(".", dir_fd=fd, topdown=False, follow_symlinks=False):
-                for name in (*directories, *files):
-                    _give(inside, name, group)
-            _give_fd(fd, group)
+        owners.give_to_group(path, group)
 
     def room(self, path: str) -> Room:
         """See ``Files.room``."""
@@ -232,24 +223,3 @@ def _move_up_or_unlink(inner: int, entry: str, top: int, numbers: Iterator[int])
                     raise
             else:
                 return
-
-
-def _give(inside: int, name: str, group: int) -> None:
-    """Pods may exchange what is there meanwhile: open without following, and change what was opened."""
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=inside)
-    except OSError:
-        with suppress(FileNotFoundError):
-            os.chown(name, -1, group, dir_fd=inside, follow_symlinks=False)
-        return
-    try:
-        _give_fd(fd, group)
-    finally:
-        os.close(fd)
-
-
-def _give_fd(fd: int, group: int) -> None:
-    mode = stat.S_IMODE(os.fstat(fd).st_mode)
-    directory = stat.S_ISDIR(os.fstat(fd).st_mode)
-    os.fchown(fd, -1, group)
-    os.fchmod(fd, mode | _GROUP_BITS | ((stat.S_ISGID | 0o010) if directory else 0))

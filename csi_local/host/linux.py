@@ -1,18 +1,16 @@
 """The real machine: ``host.api.Host`` put together from this room's modules."""
 
-import errno
 import os
 import stat
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 
-from csi_local.host import copying, crypt, devices, filesystems, headers, loop, mounts, quota, trees
+from csi_local.host import copying, crypt, devices, filesystems, headers, loop, mounts, owners, quota, trees
 from csi_local.host.abilities import abilities
 from csi_local.host.api import Proceed
 from csi_local.host.files import LinuxFiles
 from csi_local.host.run import ask
 from csi_local.host.syscalls import failing_as, opened
-from csi_local.model.errors import SyscallFailed
 from csi_local.model.observed import LoopDevice, MappedDevice, Mount, Signature, Usage
 from csi_local.model.pool import Abilities, Media
 from csi_local.model.quantity import Bytes
@@ -270,13 +268,7 @@ class LinuxInspection:
 
     def set_owner(self, path: str, owner: int, mode: int) -> None:
         """See ``Inspection.set_owner``."""
-        what = f"take over {path}"
-        with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as fd, failing_as(what):
-            found = os.fstat(fd)
-            if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):  # it may be anybody's file under our name
-                raise SyscallFailed(what, errno.EMLINK)
-            os.fchown(fd, owner, -1)
-            os.fchmod(fd, stat.S_IMODE(found.st_mode) & mode)
+        owners.set_owner(path, owner, mode)
 
     def project_of(self, path: str) -> int:
         """See ``Inspection.project_of``."""
