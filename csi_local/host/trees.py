@@ -20,7 +20,7 @@ from csi_local.host.syscalls import failing_as, open_beneath, opened, syncfs
 from csi_local.model.errors import FailedPrecondition
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEEPEST = 200
@@ -104,11 +104,9 @@ class _Copy:
             os.close(found)
 
     def _file(self, old: int, new: int, name: str, path: str) -> None:
-        found = os.open(name, _READ, dir_fd=old)
+        found = _open_file(old, name)
         try:
             seen = os.fstat(found)
-            if not stat.S_ISREG(seen.st_mode):
-                _exchanged(name)
             if seen.st_nlink > 1:
                 first = self._links.setdefault(seen.st_ino, path)
                 if first is not path:
@@ -166,6 +164,17 @@ class _Copy:
         if kind != stat.S_IFLNK:
             os.chmod(name, stat.S_IMODE(seen.st_mode), dir_fd=new)  # nobody else can reach the copy yet
         os.utime(name, ns=(seen.st_atime_ns, seen.st_mtime_ns), dir_fd=new, follow_symlinks=False)
+
+
+def _open_file(directory: int, name: str) -> int:
+    """Open a file, and nothing that has taken its place: a FIFO's or a device's driver would be told."""
+    look = os.open(name, _LOOK, dir_fd=directory)
+    try:
+        if not stat.S_ISREG(os.fstat(look).st_mode):
+            _exchanged(name)
+        return os.open(f"/proc/self/fd/{look}", _READ)
+    finally:
+        os.close(look)
 
 
 def _exchanged(name: str) -> NoReturn:
