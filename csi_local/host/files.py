@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from contextlib import contextmanager, suppress
 
 from csi_local.host import owners, quota, syscalls
 from csi_local.host.mounts import mounts_below
+from csi_local.host.removal import remove_directory
 from csi_local.host.syscalls import failing_as, opened
 from csi_local.model.errors import Busy, SyscallFailed
 from csi_local.model.observed import FileInfo, FileKind, Room
@@ -117,7 +117,7 @@ class LinuxFiles:
         if info.mount_root or mounts_below(path):
             raise SyscallFailed(f"remove {path}", errno.EBUSY)
         for name in self.list_dir(path, directories_only=True):
-            quota.remove_limited_directory(f"{path}/{name}", _remove_inner)
+            quota.remove_limited_directory(f"{path}/{name}", remove_directory)
         remove_directory(path)
 
     def rename(self, source: str, target: str) -> None:
@@ -166,60 +166,3 @@ def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
-
-
-def _remove_inner(path: str) -> None:
-    """As :func:`remove_directory`; a group's directory has subvolumes one level further in."""
-    if syscalls.filesystem_magic(path) == quota.BTRFS_MAGIC:
-        with failing_as(f"list {path}"), os.scandir(path) as entries:
-            names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        for name in names:
-            quota.destroy_if_subvolume(f"{path}/{name}")
-    remove_directory(path)
-
-
-def remove_directory(path: str) -> None:
-    """Remove a directory and all that is in it, however deep it is: directories in directories are moved up first."""
-    with failing_as(f"remove {path}"):
-        with opened(path, _DIRECTORY) as top:
-            numbers = itertools.count()
-            while names := _names(top):
-                for name in names:
-                    _empty_or_unlink(top, name, numbers)
-        os.rmdir(path)
-
-
-def _names(directory: int) -> list[str]:
-    """Opened anew each time: an open directory of a btrfs does not list what was put into it since."""
-    fd = os.open(".", _DIRECTORY, dir_fd=directory)
-    try:
-        return os.listdir(fd)
-    finally:
-        os.close(fd)
-
-
-def _empty_or_unlink(top: int, name: str, numbers: Iterator[int]) -> None:
-    try:
-        os.unlink(name, dir_fd=top)
-    except IsADirectoryError:
-        inner = os.open(name, _DIRECTORY, dir_fd=top)
-        try:
-            for entry in _names(inner):
-                _move_up_or_unlink(inner, entry, top, numbers)
-        finally:
-            os.close(inner)
-        os.rmdir(name, dir_fd=top)
-
-
-def _move_up_or_unlink(inner: int, entry: str, top: int, numbers: Iterator[int]) -> None:
-    try:
-        os.unlink(entry, dir_fd=inner)
-    except IsADirectoryError:
-        while True:
-            try:
-                os.rename(entry, f".up-{next(numbers)}", src_dir_fd=inner, dst_dir_fd=top)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    raise
-            else:
-                return

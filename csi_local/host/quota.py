@@ -7,11 +7,11 @@ import errno
 import os
 import struct
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from csi_local.host.syscalls import failing_as, ioctl, opened, quotactl_fd
+from csi_local.host.syscalls import failing_as, ioctl, open_by_handle, opened, quotactl_fd
 from csi_local.model.errors import SyscallFailed
 from csi_local.model.observed import Usage
 from csi_local.model.quantity import KIB, Bytes
@@ -22,6 +22,7 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _FSGETXATTR, _FSSETXATTR = 0x801C581F, 0x401C5820
 _FSXATTR = struct.Struct("=5I8s")
 _PROJINHERIT, _EXTSIZE = 0x200, 0x800
+_PROTECTING = 0x8 | 0x10 | _PROJINHERIT  # FS_XFLAG_IMMUTABLE, FS_XFLAG_APPEND
 _PRJQUOTA = 2
 _Q_GETQUOTA, _Q_SETQUOTA, _Q_XGETQSTAT = 0x800007, 0x800008, 0x5805
 _DQBLK = struct.Struct("=8QI4x")
@@ -31,7 +32,11 @@ _PROJECT_ENFORCED = 1 << 5
 
 # btrfs
 _SUBVOL_CREATE_V2, _SNAP_CREATE_V2, _SNAP_DESTROY_V2 = 0x50009418, 0x50009417, 0x5000943F
+_SUBVOL_SETFLAGS, _TREE_SEARCH = 0x4008941A, 0xD0009411
 _SUBVOL_RDONLY = 2
+_SEARCH_KEY, _SEARCH_HEADER, _ROOT_REF_ITEM = struct.Struct("=7Q3I36x"), struct.Struct("=3Q2I"), struct.Struct("=2QH")
+_SEARCH_BYTES, _SEARCH_COUNT, _SEARCH_ITEMS = 4096, 64, 104
+_ROOT_TREE, _ROOT_REF, _MANY = 1, 156, 4096
 _QUOTA_CTL, _QGROUP_LIMIT, _QGROUP_CREATE = 0xC0109428, 0x8030942B, 0x4010942A
 _SYNC, _START_SYNC, _WAIT_SYNC = 0x9408, 0x80089418, 0x40089416
 _INO_LOOKUP, _FS_INFO, _DEV_INFO = 0xD0009412, 0x8400941F, 0xD000941E
@@ -73,6 +78,16 @@ def extent_size_hint(fd: int) -> int:
         ioctl(fd, _FSGETXATTR, buffer, "read the extent size hint")
     flags, extent, *_ = _FSXATTR.unpack(buffer)
     return int(extent) if flags & _EXTSIZE else 0
+
+
+def unprotect(fd: int) -> None:
+    """Let an open file or directory be removed, and anything be moved into it: chattr(1), +i, +a and +P."""
+    buffer = bytearray(_FSXATTR.size)
+    with suppress(SyscallFailed):
+        ioctl(fd, _FSGETXATTR, buffer, "read the flags")
+        flags, *others = _FSXATTR.unpack(buffer)
+        if flags & _PROTECTING:
+            ioctl(fd, _FSSETXATTR, bytearray(_FSXATTR.pack(flags & ~_PROTECTING, *others)), "change the flags")
 
 
 def limit_project(path: str, project: int, size: Bytes) -> None:
@@ -197,17 +212,86 @@ def destroy_subvolume(path: str, identifier: int) -> None:
     """Destroy a subvolume with all that is in it, and its limit; the space comes back in the background."""
     parent, name = os.path.split(path)
     with opened(parent, _DIRECTORY) as fd:
-        ioctl(fd, _SNAP_DESTROY_V2, _named(name), f"destroy subvolume {path}")
-        with suppress(SyscallFailed):  # the kernel removes it with the subvolume where it can
-            ioctl(fd, _QGROUP_CREATE, bytearray(struct.pack("=2Q", 0, identifier)), "remove a limit")
+        destroy_subvolume_in(fd, name, identifier)
 
 
-def destroy_if_subvolume(path: str) -> None:
-    """Destroy what is at a path where that is a subvolume."""
-    with opened(path, _DIRECTORY) as fd:
-        subvolume = subvolume_id(fd)
-    if subvolume:
-        destroy_subvolume(path, subvolume)
+def destroy_subvolume_in(directory: int, name: str, identifier: int) -> None:
+    """As :func:`destroy_subvolume`, of one in an open directory; first go those that a pod made in it."""
+    try:
+        _destroy(directory, name, identifier)
+    except SyscallFailed as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EPERM):
+            raise
+        _loosen(directory, identifier)
+        for inner in reversed(_subvolumes_below(directory, identifier)):
+            with _numbered(directory, inner.outer, inner.directory) as fd:
+                unprotect(fd)
+                _destroy(fd, inner.name, inner.identifier)
+        _destroy(directory, name, identifier)
+
+
+def _destroy(directory: int, name: str, identifier: int) -> None:
+    ioctl(directory, _SNAP_DESTROY_V2, _named(name), f"destroy subvolume {name}")
+    with suppress(SyscallFailed):  # the kernel removes it with the subvolume where it can
+        ioctl(directory, _QGROUP_CREATE, bytearray(struct.pack("=2Q", 0, identifier)), "remove a limit")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Inner:
+    """A subvolume in another: the numbers of that one and of the directory in it, and the name there."""
+
+    outer: int
+    directory: int
+    name: str
+    identifier: int
+
+
+def _subvolumes_below(fd: int, identifier: int) -> list[_Inner]:
+    """All subvolumes inside one, outer ones before those in them, and nothing that keeps them from being destroyed."""
+    found = _subvolumes_in(fd, identifier)
+    for inner in found:  # it grows meanwhile
+        _loosen(fd, inner.identifier)
+        found += _subvolumes_in(fd, inner.identifier)
+    return found
+
+
+def _subvolumes_in(fd: int, outer: int) -> list[_Inner]:
+    """The subvolumes right inside one: its references in the tree of roots (btrfs_root_ref, linux/btrfs_tree.h)."""
+    found: list[_Inner] = []
+    first = 0
+    while True:
+        key = _SEARCH_KEY.pack(_ROOT_TREE, outer, outer, first, _UNLIMITED, 0, _UNLIMITED, _ROOT_REF, _ROOT_REF, _MANY)
+        buffer = bytearray(key.ljust(_SEARCH_BYTES, b"\0"))
+        ioctl(fd, _TREE_SEARCH, buffer, f"look for subvolumes in subvolume {outer}")
+        (count,) = struct.unpack_from("=I", buffer, _SEARCH_COUNT)
+        if not count:
+            return found
+        at = _SEARCH_ITEMS
+        for _ in range(count):
+            _, _, inner, _, size = _SEARCH_HEADER.unpack_from(buffer, at)
+            at += _SEARCH_HEADER.size
+            directory, _, length = _ROOT_REF_ITEM.unpack_from(buffer, at)
+            name = bytes(buffer[at + _ROOT_REF_ITEM.size :][:length])
+            found.append(_Inner(outer=outer, directory=directory, name=os.fsdecode(name), identifier=inner))
+            at, first = at + size, inner + 1
+
+
+def _loosen(fd: int, subvolume: int) -> None:
+    """Make a subvolume writable, and let it be destroyed."""
+    with _numbered(fd, subvolume, _SUBVOLUME_ROOT) as top:
+        ioctl(top, _SUBVOL_SETFLAGS, bytearray(8), f"make subvolume {subvolume} writable")
+        unprotect(top)
+
+
+@contextmanager
+def _numbered(fd: int, subvolume: int, directory: int) -> Iterator[int]:
+    """A directory by its numbers, however long its path is (FILEID_BTRFS_WITHOUT_PARENT, linux/exportfs.h)."""
+    handle = struct.pack("=2QI", directory, subvolume, 0)
+    inner = open_by_handle(fd, 0x4D, handle, _DIRECTORY | os.O_CLOEXEC, f"open {directory} in subvolume {subvolume}")
+    try:
+        yield inner
+    finally:
+        os.close(inner)
 
 
 def limit_subvolume(path: str, size: Bytes) -> None:

@@ -206,6 +206,12 @@ def open_beneath(directory: int, name: str, flags: int) -> int | None:
     raise OSError(number, os.strerror(number), name)
 
 
+def open_by_handle(mount: int, kind: int, handle: bytes, flags: int, what: str) -> int:
+    """open_by_handle_at(2): open what a filesystem knows by the *handle*, on the one that *mount* is open on."""
+    buffer = struct.pack("=Ii", len(handle), kind) + handle
+    return _check(int(_LIBC.open_by_handle_at(mount, buffer, flags)), what)
+
+
 def syncfs(fd: int, what: str) -> None:
     """syncfs(2): write out all of the filesystem that an open file is on."""
     _check(_LIBC.syncfs(fd), what)
