@@ -15,6 +15,9 @@ GRANULE = 4096
 DEFAULT_SIZE = Bytes(GIB)
 """Where a request names none."""
 
+LARGEST = Bytes(1 << 60)
+"""What no volume exceeds, 1 EiB: offsets in files, and sizes in CSI, have 63 bits."""
+
 _SMALLEST = {Filesystem.EXT4: 16 * MIB, Filesystem.XFS: 300 * MIB, Filesystem.BTRFS: 256 * MIB}
 _SMALLEST_OTHER = MIB
 
@@ -37,6 +40,8 @@ def deliverable(capacity: CapacityRange, least: Bytes) -> Bytes:
         raise InvalidArgument("a size cannot be negative")
     if capacity.limit and capacity.limit < capacity.required:
         raise OutOfRange(f"the limit of {capacity.limit} bytes is below the {capacity.required} bytes required")
+    if capacity.required > LARGEST:
+        raise OutOfRange(f"{capacity.required} bytes are asked for; no volume has more than {format_bytes(LARGEST)}")
     wanted = capacity.required or min(DEFAULT_SIZE, capacity.limit or DEFAULT_SIZE)
     if not capacity.required:
         wanted -= wanted % GRANULE

@@ -120,7 +120,13 @@ def capabilities(messages: Iterable[csi_pb2.VolumeCapability]) -> tuple[Capabili
 
 
 def capacity_range(message: csi_pb2.CapacityRange) -> CapacityRange:
-    """A capacity range; zeros where it is not given."""
+    """A capacity range; zeros where it is not given.
+
+    Raises:
+        InvalidArgument: a size is negative.
+    """
+    if message.required_bytes < 0 or message.limit_bytes < 0:
+        raise InvalidArgument("capacity_range: a size cannot be negative")
     return CapacityRange(required=message.required_bytes, limit=message.limit_bytes)
 
 

@@ -14,7 +14,7 @@ from csi_local.model.pool import PoolKind, PoolSpec, Share
 from csi_local.model.quantity import GIB, MIB, Bytes
 from csi_local.model.volume import Allocation, BackendKind, CapacityRange, Filesystem, VolumeId, VolumeRecord
 from csi_local.plan import sizes
-from csi_local.plan.sizes import DEFAULT_SIZE, GRANULE, Promises, deliverable, grown, rooms, smallest, weight
+from csi_local.plan.sizes import DEFAULT_SIZE, GRANULE, LARGEST, Promises, deliverable, grown, rooms, smallest, weight
 
 AMOUNTS = st.integers(min_value=0, max_value=1 << 45)
 LEAST = st.sampled_from([Bytes(MIB), Bytes(16 * MIB), Bytes(300 * MIB)])
@@ -56,6 +56,16 @@ def test_sizes_that_are(required: int, limit: int, size: int) -> None:
 def test_sizes_that_cannot_be(required: int, limit: int) -> None:
     with pytest.raises(OutOfRange):
         deliverable(CapacityRange(required=required, limit=limit), Bytes(16 * MIB))
+
+
+@pytest.mark.parametrize("required", [LARGEST + 1, 2**63 - 1, 10**30])
+@pytest.mark.parametrize("limit", [0, 10**30])
+def test_no_disk_has_that_much(required: int, limit: int) -> None:
+    asked = CapacityRange(required=required, limit=limit)
+    with pytest.raises(OutOfRange, match="1024Pi"):
+        deliverable(asked, Bytes(0))
+    with pytest.raises(OutOfRange, match="1024Pi"):
+        grown(RECORD, asked)
 
 
 @pytest.mark.parametrize(("required", "limit"), [(-1, 0), (0, -1), (GIB, -1), (-1, GIB)])

@@ -171,6 +171,8 @@ class TestCreate:
             {"mutable_parameters": {"a": "b"}},
             {"volume_content_source": csi_pb2.VolumeContentSource()},
             {"parameters": {"colour": "red"}},
+            {"capacity_range": csi_pb2.CapacityRange(required_bytes=-1)},
+            {"capacity_range": csi_pb2.CapacityRange(required_bytes=1, limit_bytes=-(2**63))},
         ],
     )
     def test_refused(self, changes: dict[str, object]) -> None:
