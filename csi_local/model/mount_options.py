@@ -32,6 +32,11 @@ _KEYS = {
 FILESYSTEM_KEYS = {filesystem: frozenset(keys.split()) for filesystem, keys in _KEYS.items()}
 """Options of each filesystem that change how it works and nothing else (ext4(5), xfs(5), btrfs(5))."""
 
+_ATIMES = frozenset({"noatime", "relatime", "strictatime"})
+_SAME = {"norelatime": "strictatime"}
+_NEGATIVES = {"rw": "ro", "async": "sync"}
+"""What does not begin with ``no`` and ends something all the same."""
+
 _VALUE = re.compile(r"[A-Za-z0-9_.:-]{0,64}")
 
 
@@ -82,6 +87,23 @@ def parse_mount_options(words: Iterable[str], filesystem: str | None) -> MountOp
         elif word != "defaults":
             kind = filesystem or "a directory volume"
             raise InvalidArgument(f"mount option {word!r} is not allowed for {kind}")
-    if {"ro", "rw"} <= flags:
-        raise InvalidArgument("the mount options say both ro and rw")
+    _check_agreement({*flags, *data})
     return MountOptions(flags=frozenset(flags), data=tuple(dict.fromkeys(data)))
+
+
+def _check_agreement(words: set[str]) -> None:
+    """See that no two options say the opposite: which of them would hold is the kernel's secret."""
+    said: dict[str, str] = {}
+    for word in sorted(words):
+        if (other := said.setdefault(word.partition("=")[0], word)) != word:
+            raise _both(other, word)
+    for key, word in said.items():
+        opposite = _NEGATIVES.get(key) or (key.removeprefix("no") if key.startswith("no") else "")
+        if opposite in said:
+            raise _both(said[opposite], word)
+    if len(atimes := sorted({_SAME.get(key, key) for key in said} & _ATIMES)) > 1:
+        raise _both(*atimes[:2])
+
+
+def _both(one: str, other: str) -> InvalidArgument:
+    return InvalidArgument(f"the mount options say both {one} and {other}")

@@ -345,9 +345,34 @@ class TestMountOptions:
         with pytest.raises(InvalidArgument):
             parse_mount_options([word], filesystem)
 
-    def test_contradiction(self) -> None:
+    @pytest.mark.parametrize(
+        "words",
+        [
+            "ro,rw",
+            "noatime,strictatime",
+            "relatime,noatime",
+            "noatime,norelatime",
+            "relatime,norelatime",
+            "relatime,strictatime",
+            "atime,noatime",
+            "nodiratime,diratime",
+            "suid,nosuid",
+            "exec,noexec",
+            "sync,async",
+            "nolazytime,lazytime",
+            "discard,nodiscard",
+            "noacl,acl",
+            "commit=5,commit=10",
+            "barrier=1,nobarrier",
+        ],
+    )
+    def test_contradiction(self, words: str) -> None:
         with pytest.raises(InvalidArgument, match="both"):
-            parse_mount_options(["ro", "rw"], "ext4")
+            parse_mount_options(words.split(","), "ext4")
+
+    @pytest.mark.parametrize("words", ["ro,ro", "atime,relatime", "norelatime,strictatime", "noatime,nodiratime"])
+    def test_what_only_looks_like_one(self, words: str) -> None:
+        assert parse_mount_options(words.split(","), "xfs").flags == set(words.split(","))
 
     @pytest.mark.parametrize("filesystem", sorted(FILESYSTEM_KEYS))
     def test_each_filesystem_has_its_own(self, filesystem: str) -> None:
