@@ -90,7 +90,11 @@ def publish(
         return (*made, _attach(record, layout, seen.devices, read_only=not wanted.writable), BindDevice(path=target))
     access = wanted.capability.access
     group = access.group if isinstance(access, MountAccess) else None
-    shared = (SetGroup(path=staging, group=group),) if group is not None and wanted.writable else ()
+    shared = (
+        (SetGroup(path=staging, group=group),)
+        if group is not None and wanted.writable and not options.read_only
+        else ()
+    )
     return (
         *shared,
         *made,

@@ -128,4 +128,5 @@ def test_read_only_is_read_only(mode: AccessMode, *, read_only: bool) -> None:
 def test_a_group_is_given_only_what_can_be_written() -> None:
     assert kinds(planned(wanted(group=5), PublishSeen(path=None))) == [SetGroup, MakeTargetDirectory, BindMount]
     assert SetGroup not in kinds(planned(wanted(group=5, read_only=True), PublishSeen(path=None)))
+    assert SetGroup not in kinds(planned(wanted(group=5), PublishSeen(path=None), frozenset({"ro"}))), "staged so"
     assert SetGroup not in kinds(planned(wanted(), PublishSeen(path=None)))
