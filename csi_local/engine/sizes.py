@@ -73,7 +73,7 @@ class Sizes:
         Raises:
             Unauthenticated: it is encrypted, and the key *given* with the request is missing or wrong.
             NotFound: there is no such volume, or it is not at *path*.
-            FailedPrecondition: its filesystem cannot grow while mounted on this node; it will when staged next.
+            FailedPrecondition: its filesystem cannot grow as it is mounted on this node; it will when staged next.
         """
         pool, volume = self._pools.find(shown)
         with self._locks.hold(volume, patience_s):
@@ -102,7 +102,8 @@ class Sizes:
         over: list[Operation] = [RefreshLoops(path=opened.path) for opened in devices.opened]
         if record.filesystem is not None:
             least = max(0, record.size - SLACK) if record.encryption else 0
-            over.append(GrowMounted(path=path, filesystem=record.filesystem, least=least))
+            point = self._writable(pool, record, (path, *self._observer.mount_points(pool.layout, record.id, devices)))
+            over.append(GrowMounted(path=point, filesystem=record.filesystem, least=least))
         over += reserve(record, pool.layout)
         small = [one for one in devices.opened if self._host.device_size(one.path) < record.size]
         if record.encryption is None or not small:
@@ -111,3 +112,18 @@ class Sizes:
         resized = [ResizeEncrypted(opened=opened, size=record.size) for opened in small]
         with self._layers.key(pool, record, record.encryption, Action.GROW, given) as key:
             self._layers.run("node-expand", record, (*grown, *resized, *over), key)
+
+    def _writable(self, pool: Pool, record: VolumeRecord, points: tuple[str, ...]) -> str:
+        """The first of *points* at which the volume can be written, and so grown.
+
+        Raises:
+            FailedPrecondition: it can be at none.
+        """
+        for point in points:
+            ours = self._observer.is_mounted_at(pool.layout, record.id, point)
+            if ours and "ro" not in self._host.mount_flags(point):
+                return point
+        raise FailedPrecondition(
+            f"volume {record.id} has its new size, but its {record.filesystem} is mounted read-only and cannot grow so;"
+            " it will when it is staged next to be written"
+        )

@@ -244,7 +244,10 @@ class FakeBlocks(FakeFiles):
         """See `Blocks.grow_mounted`."""
         if filesystem is Filesystem.EXT4 and not self.ext4_grows_mounted:
             raise FailedPrecondition("this node does not let a mounted ext4 grow: restart the pod")
-        held = self.walk(point, f"open {point}", follow=True).mount.filesystem
+        mount = self.walk(point, f"open {point}", follow=True).mount
+        held = mount.filesystem
+        if held.read_only or "ro" in mount.flags:
+            raise CommandFailed(f"growing {point}: Read-only file system", 1)
         if held.type != filesystem:
             raise CommandFailed(f"growing {point}: it is not a mounted {filesystem}", 1)
         loop = self.carriers.get(held)

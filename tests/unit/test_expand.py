@@ -1,0 +1,55 @@
+"""Growing a volume on its node: where it is mounted, and how."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from csi_local.model.errors import FailedPrecondition
+from csi_local.model.quantity import GIB
+from csi_local.model.volume import CapacityRange, MountAccess
+from tests.unit.rig import PATIENCE_S, Rig, capability
+from tests.unit.rig import request as asked
+
+STAGING, TARGET = "/kubelet/staging", "/kubelet/target"
+LARGER = CapacityRange(required=2 * GIB)
+
+
+@pytest.fixture(params=["ext4", "xfs", "btrfs"])
+def rig(request: pytest.FixtureRequest) -> Rig:
+    """Give a driver whose only volume is of each filesystem."""
+    made = Rig("loops=image:/pools/loops.img,size=8Gi")
+    made.host.ext4_grows_mounted = True
+    made.start()
+    made.volumes.create(asked("data", GIB, {"csi.storage.k8s.io/fstype": request.param}), PATIENCE_S)
+    return made
+
+
+def grow(rig: Rig, path: str) -> None:
+    rig.sizes.expand("data", LARGER, None, PATIENCE_S)
+    rig.sizes.expand_on_node("data", path, LARGER, None, PATIENCE_S)
+
+
+def size_at(rig: Rig, path: str) -> int:
+    return rig.host.walk(path, "test").mount.filesystem.grown
+
+
+def test_a_reader_s_path_is_as_good_as_any(rig: Rig) -> None:
+    """The filesystem is grown where it can be written."""
+    rig.publisher.stage("data", STAGING, capability(), PATIENCE_S)
+    rig.publisher.publish("data", (STAGING, TARGET), capability(), PATIENCE_S, read_only=True)
+    grow(rig, TARGET)
+    assert size_at(rig, TARGET) == 2 * GIB
+
+
+def test_staged_read_only_it_grows_later(rig: Rig) -> None:
+    only_read = dataclasses.replace(capability(), access=MountAccess(flags=("ro",)))
+    rig.publisher.stage("data", STAGING, capability(), PATIENCE_S)  # which formats it
+    rig.publisher.unstage("data", STAGING, PATIENCE_S)
+    rig.publisher.stage("data", STAGING, only_read, PATIENCE_S)
+    with pytest.raises(FailedPrecondition, match="read-only"):
+        grow(rig, STAGING)
+    rig.publisher.unstage("data", STAGING, PATIENCE_S)
+    rig.publisher.stage("data", STAGING, capability(), PATIENCE_S)
+    assert size_at(rig, STAGING) == 2 * GIB
