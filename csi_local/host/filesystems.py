@@ -59,7 +59,7 @@ def make_filesystem(
     """Format *device* (mke2fs(8), mkfs.xfs(8), mkfs.btrfs(8)); without discarding where blocks are reserved.
 
     Raises:
-        FailedPrecondition: mkfs says no, and the *options* may be why.
+        FailedPrecondition: mkfs says no, and the *options* may be why; or they made it make something else.
     """
     keep = ["-K"] if thick else []
     if filesystem is Filesystem.EXT4:
@@ -76,6 +76,19 @@ def make_filesystem(
         if options and error.status is not None and error.status > 0:
             raise FailedPrecondition(f"the class's mkfsOptions may be wrong, make the volume anew: {error}") from error
         raise
+    if options:
+        _check_made(device, filesystem, uuid, options)
+
+
+def _check_made(device: str, filesystem: Filesystem, uuid: str, options: Sequence[str]) -> None:
+    """Before anything is written to it: what is not found as what it was recorded as is not mounted ever again."""
+    found = probe(device)
+    if found is None or (found.type, found.uuid) != (filesystem, uuid):
+        made = f"{found.type} (UUID {found.uuid or 'none'})" if found else "nothing that blkid knows"
+        raise FailedPrecondition(
+            f"the class's mkfsOptions {' '.join(options)} let mkfs make {made}, not {filesystem} (UUID {uuid});"
+            " correct them, and make the volume anew"
+        )
 
 
 def _run_mkfs(argv: list[str], device: str) -> None:

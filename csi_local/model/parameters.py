@@ -45,7 +45,8 @@ _MKFS_FLAGS = {
 _MKFS_LONG = {Filesystem.BTRFS: ("--checksum", "--csum", "--features", "--metadata", "--data", "--nodesize")}
 _MKFS_VALUE = re.compile(r"[A-Za-z0-9^][A-Za-z0-9=,.^_-]*")
 _MKFS_FORBIDDEN = re.compile(
-    r"(^|,)(file|name|logdev|rtdev|device|discard|nodiscard|size|uuid|root_owner|offset)(=|,|$)"
+    r"(^|,)(file|name|logdev|rtdev|device|discard|nodiscard|size|uuid|root_[a-z]+|offset"
+    r"|test_fs|revision|journal_dev)(=|,|$)"
 )
 
 
@@ -144,8 +145,9 @@ def parse_filesystem(text: str) -> Filesystem | None:
 def check_mkfs_options(filesystem: Filesystem, options: tuple[str, ...]) -> tuple[str, ...]:
     """*options* for ``mkfs.<filesystem>``, where each is harmless.
 
-    The program runs as root, so only tuning is let through: nothing that names a file or another device,
-    changes the size, or undoes what the driver itself decides (mke2fs(8), mkfs.xfs(8), mkfs.btrfs(8)).
+    The program runs as root, so only tuning is let through: nothing that names a file or another device, changes the
+    size, makes what is no filesystem for use, or undoes what the driver itself decides (mke2fs(8), mkfs.xfs(8),
+    mkfs.btrfs(8)).
 
     Raises:
         InvalidArgument: an option is not among those.

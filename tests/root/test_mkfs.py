@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from csi_local.host.linux import LinuxHost
-from csi_local.model.errors import Busy
+from csi_local.model.errors import Busy, FailedPrecondition
 from csi_local.model.quantity import MIB, Bytes
 from csi_local.model.volume import Filesystem
 
@@ -37,3 +38,14 @@ def test_a_uuid_that_a_dead_drivers_mkfs_still_holds_is_waited_for(folder: Path)
         found = host.probe(volume.path)
     assert found is not None
     assert found.uuid == made_as
+
+
+def test_options_that_make_another_filesystem_are_found_out(folder: Path) -> None:
+    """It would be mounted, written to, and never again taken for what was recorded."""
+    host, file, made_as = LinuxHost(), str(folder / "volume"), str(uuid.uuid4())
+    host.make_image(file, Bytes(64 * MIB), thick=False)
+    with host.attach(file, sector_size=0, keep=False) as volume:
+        make = partial(host.make_filesystem, volume.path, Filesystem.EXT4, uuid=made_as, label="", thick=False)
+        with pytest.raises(FailedPrecondition, match="ext4dev"):
+            make(options=("-E", "test_fs"))
+        make(options=("-O", "^has_journal"))
