@@ -4,7 +4,8 @@ import errno
 import os
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from csi_local.host import quota
 from csi_local.host.run import run
@@ -154,9 +155,27 @@ def filesystem_size(device: str, filesystem: Filesystem) -> Bytes:
 
 
 def grow_unmounted(device: str) -> None:
-    """Check an ext4 and grow it to its device (e2fsck(8), resize2fs(8))."""
-    run(["e2fsck", "-f", "-p", device], ok=(_E2FSCK_CLEAN, _E2FSCK_CORRECTED), timeout_s=_GROW_TIMEOUT_S, on=device)
-    run(["resize2fs", device], timeout_s=_GROW_TIMEOUT_S, on=device)
+    """Check an ext4 and grow it to its device (e2fsck(8), resize2fs(8)).
+
+    Raises:
+        FailedPrecondition: errors are left in it that nobody may correct unasked.
+    """
+    with _damaged(device):
+        run(["e2fsck", "-f", "-p", device], ok=(_E2FSCK_CLEAN, _E2FSCK_CORRECTED), timeout_s=_GROW_TIMEOUT_S, on=device)
+        run(["resize2fs", device], timeout_s=_GROW_TIMEOUT_S, on=device)
+
+
+@contextmanager
+def _damaged(device: str) -> Iterator[None]:
+    """A program that ends by itself, and says no, has found something in the filesystem on *device*."""
+    try:
+        yield
+    except CommandFailed as error:
+        if error.status is None or error.status <= 0:
+            raise
+        raise FailedPrecondition(
+            f"the ext4 on {device} does not grow as it is: repair it with e2fsck while nobody uses it ({error})"
+        ) from error
 
 
 def grow_mounted(point: str, filesystem: Filesystem, device: str) -> Bytes:
@@ -164,7 +183,7 @@ def grow_mounted(point: str, filesystem: Filesystem, device: str) -> Bytes:
 
     Raises:
         FailedPrecondition: this kernel, or this process's capabilities, do not let ext4 grow while mounted
-            (it takes CAP_SYS_RESOURCE); it will grow when it is mounted next.
+            (it takes CAP_SYS_RESOURCE); it will grow when it is mounted next. Or it has errors.
     """
     if filesystem is Filesystem.XFS:
         run(["xfs_growfs", "-d", point], timeout_s=_GROW_TIMEOUT_S)
@@ -174,8 +193,9 @@ def grow_mounted(point: str, filesystem: Filesystem, device: str) -> Bytes:
         with opened(point, os.O_RDONLY | os.O_DIRECTORY) as fd:
             return quota.btrfs_device(fd).size
     try:
-        run(["resize2fs", device], timeout_s=_GROW_TIMEOUT_S)
-    except CommandFailed as error:
+        with _damaged(device):
+            run(["resize2fs", device], timeout_s=_GROW_TIMEOUT_S)
+    except FailedPrecondition as error:
         if "Permission denied" not in str(error) and "Operation not permitted" not in str(error):
             raise
         raise FailedPrecondition(

@@ -261,13 +261,13 @@ class TestGrow:
             assert machine.host.filesystem_size(loop.path, Filesystem.EXT4) == 64 * MIB
 
     def test_unmounted_but_mounted(self, machine: Machine) -> None:
-        with volume(machine) as (_, _, loop), pytest.raises(CommandFailed):
+        with volume(machine) as (_, _, loop), pytest.raises(FailedPrecondition):
             machine.host.grow_unmounted(loop.path)
 
     def test_only_ext4_unmounted(self, machine: Machine) -> None:
         with attach(machine, machine.image("image", 320 * MIB)) as loop:
             format_it(machine, loop.path, Filesystem.XFS)
-            with pytest.raises(CommandFailed):
+            with pytest.raises(FailedPrecondition):
                 machine.host.grow_unmounted(loop.path)
 
     @pytest.mark.parametrize(("filesystem", "size"), [("xfs", 320), ("btrfs", 256)])

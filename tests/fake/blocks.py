@@ -235,7 +235,7 @@ class FakeBlocks(FakeFiles):
         """See `Blocks.grow_unmounted`."""
         held = self.medium(device, f"open {device}").held
         if held is None or held.type != Filesystem.EXT4 or self.is_mounted(held):
-            raise CommandFailed(f"e2fsck -f -p {device}: status 8: cannot continue", 8)
+            raise FailedPrecondition(f"the ext4 on {device} does not grow as it is: e2fsck: status 8")
         self.step("grow_unmounted.resize")
         held.grown = max(held.grown, self._size_of(device))
 
