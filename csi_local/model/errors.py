@@ -31,6 +31,10 @@ import os
 class DriverError(Exception):
     """The root: an error that was foreseen."""
 
+    def __str__(self) -> str:
+        """The message, as UTF-8 can have it: names of files may hold any bytes, and a pod chooses them."""
+        return super().__str__().encode(errors="backslashreplace").decode()
+
 
 class InvalidArgument(DriverError):
     """The request cannot be right whatever the state of the node."""

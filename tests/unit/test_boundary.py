@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import grpc
@@ -13,7 +14,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from csi_local._proto import csi_pb2
 from csi_local.model import errors
-from csi_local.rpc import boundary
+from csi_local.rpc import boundary, translate
 from csi_local.rpc.boundary import Undecodable, check_limits, code_of, decoder, guarded, patience, secret_fields
 
 if TYPE_CHECKING:
@@ -136,6 +137,14 @@ class TestGuarded:
 
     def test_a_foreseen_error_is_told(self) -> None:
         assert refused(errors.NotFound("there is no volume 'v'")) == (Code.NOT_FOUND, "there is no volume 'v'")
+
+    def test_names_that_are_not_utf8_are_told_too(self) -> None:
+        error = errors.SyscallFailed("stat " + os.fsdecode(b"/x/caf\xe9"), errno.EIO)
+        code, text = refused(error)
+        assert code is Code.UNAVAILABLE
+        assert text.startswith("stat /x/caf\\udce9: ")
+        condition = translate.condition(f"its files cannot be read: {error}")
+        assert "caf" in csi_pb2.VolumeCondition.FromString(condition.SerializeToString()).message
 
     def test_an_unforeseen_error_is_not(self, caplog: pytest.LogCaptureFixture) -> None:
         code, text = refused(ValueError("inside information"))
