@@ -14,7 +14,7 @@
     ├── Busy                  another operation on the same volume is under way
     │   └── Conflict          somebody else has written the object of the Kubernetes API meanwhile
     ├── Unsupported           this version, or this node, cannot do it
-    ├── Unavailable           a pool is missing or its disk fails; the same request may work later
+    ├── Unavailable           a pool is missing, its disk fails, no memory is left; the same request may work later
     │   └── Expired           the Kubernetes API no longer knows that version; list again
     └── HostError             the kernel or a program refused
         ├── SyscallFailed     carries the errno
@@ -81,7 +81,7 @@ class Unsupported(DriverError):
 
 
 class Unavailable(DriverError):
-    """A pool is missing or failing."""
+    """A pool is missing or failing, or the node lacks memory or open files: no other request would do better."""
 
 
 class Expired(Unavailable):
@@ -132,12 +132,23 @@ _ERRNO_KINDS: dict[int, type[DriverError]] = {
     errno.EUCLEAN: FailedPrecondition,
     errno.EBADMSG: FailedPrecondition,
     errno.EOPNOTSUPP: FailedPrecondition,
+    errno.EXDEV: FailedPrecondition,
     errno.ELOOP: InvalidArgument,
     errno.ENAMETOOLONG: InvalidArgument,
     errno.EROFS: Unavailable,
     errno.EIO: Unavailable,
     errno.ENODEV: Unavailable,
     errno.ENXIO: Unavailable,
+    errno.ENOMEDIUM: Unavailable,
+    errno.EREMOTEIO: Unavailable,
+    errno.ENOTCONN: Unavailable,
+    errno.ESTALE: Unavailable,
+    errno.EHOSTDOWN: Unavailable,
+    errno.ETIMEDOUT: Unavailable,
+    errno.EAGAIN: Unavailable,
+    errno.ENOMEM: Unavailable,
+    errno.EMFILE: Unavailable,
+    errno.ENFILE: Unavailable,
 }
 
 
