@@ -17,7 +17,7 @@ from csi_local.model.operations import (
 )
 from csi_local.model.pool import Abilities
 from csi_local.model.quantity import Bytes
-from csi_local.model.volume import BackendKind, VolumeId, VolumeRecord
+from csi_local.model.volume import BackendKind, VolumeRecord
 from csi_local.store.layout import RECORD_FILE, Layout
 
 
@@ -47,7 +47,7 @@ def create(record: VolumeRecord, layout: Layout, abilities: Abilities, *, leftov
 
 def adopt(record: VolumeRecord, layout: Layout) -> tuple[Operation, ...]:
     """Make the record of a directory that is a volume where it is, under a name that no making of a volume has."""
-    place = layout.new(VolumeId(f"{record.id}.adopted"))
+    place = layout.new_adopted(record.id)
     return (
         RemoveTree(path=place),
         MakeDirectory(path=place),

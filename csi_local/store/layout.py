@@ -13,7 +13,7 @@
       groups/<id>/group.json    snapshots of one moment,
       groups/<id>/<snapshot>/   and each of them, as above: so a group begins and ends whole
       .new-<id>/                being made; renamed into volumes/ as the commit; swept at start
-      .new-snapshot:<id>/       likewise; .new-group:<id>/ too
+      .new-snapshot:<id>/       likewise; .new-group:<id>/ and .new-adopted:<id>/ too
       .trash-<id>.<n>/          being removed; renamed away as the commit; swept in the background
       .probe-<n>/               what abilities are tried out in; swept at start
 """
@@ -92,6 +92,10 @@ class Layout:
     def new(self, volume: VolumeId) -> str:
         """Where a volume is made before it exists."""
         return f"{self.root}/{NEW}{volume}"
+
+    def new_adopted(self, volume: VolumeId) -> str:
+        """Where the record of an adopted directory is made, beside a driver that may be making a volume of that id."""
+        return f"{self.root}/{NEW}adopted:{volume}"
 
     def new_snapshot(self, snapshot: SnapshotId) -> str:
         """Where a snapshot is made before it exists. No volume's id holds a colon."""

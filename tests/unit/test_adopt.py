@@ -162,6 +162,14 @@ class TestLife:
         with pytest.raises(AlreadyExists, match="adopted from"):
             driver.volumes.create(asked, PATIENCE_S)
 
+    def test_a_volume_that_is_being_made_is_left_alone(self) -> None:
+        """A volume's id may end in anything, and adopting goes on beside a driver that makes one."""
+        driver = rig()
+        made = driver.pools.all()[0].layout.new(VolumeId("database.adopted"))
+        driver.host.make_dir(made)
+        adopted(driver)
+        assert driver.host.stat(made) is not None
+
     def test_a_crash_anywhere(self) -> None:
         for number in POINTS:
             driver = rig()
