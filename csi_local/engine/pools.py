@@ -1,6 +1,7 @@
 """The pools of this node: opening them, and where a volume, snapshot or group is."""
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -35,6 +36,8 @@ class Pools:
         self._host = host
         self._specs = specs
         self._run_dir = run_dir
+        self._guard = threading.Lock()
+        """Held while a pool changes between being open and being missing."""
         self._open: dict[str, Pool] = {}
         self._missing = {spec.name: "not opened yet" for spec in specs}
         self._held: dict[str, ExitStack] = {}
@@ -79,7 +82,10 @@ class Pools:
                     self._missing[spec.name] = str(error)
                     _log.error("pool %s: %s", spec.name, error)
                     continue
-                self._held[spec.name] = held.pop_all()
+                with self._guard:
+                    self._held[spec.name] = held.pop_all()
+                    self._open[spec.name] = pool
+                    del self._missing[spec.name]
             opened.append(pool)
         return opened
 
@@ -97,16 +103,16 @@ class Pools:
         pool.measure_overhead()
         for listener in self._listeners:
             listener(pool)
-        self._open[spec.name] = pool
-        del self._missing[spec.name]
         return pool
 
     def close(self) -> None:
         """Let the pools go; one whose volumes are in use stays mounted for them."""
-        for held in self._held.values():
+        with self._guard:
+            all_held = list(self._held.values())
+            self._held.clear()
+            self._open.clear()
+        for held in all_held:
             held.close()
-        self._held.clear()
-        self._open.clear()
 
     @property
     def ready(self) -> bool:
@@ -115,22 +121,26 @@ class Pools:
 
     def missing(self) -> str:
         """The pools that are not open and why, or ""."""
-        return "; ".join(f"{name}: {why}" for name, why in self._missing.items())
+        return "; ".join(f"{name}: {why}" for name, why in dict(self._missing).items())
 
     def all(self) -> list[Pool]:
         """The open pools."""
         return list(self._open.values())
 
     def get(self, name: str) -> Pool:
-        """An open pool by name."""
-        return self._open[name]
+        """An open pool by name.
+
+        Raises:
+            Unavailable: it is open no more.
+        """
+        if (pool := self._open.get(name)) is None:
+            raise Unavailable(f"pool {name}: {self._missing.get(name, GONE)}")
+        return pool
 
     def views(self) -> list[PoolView]:
         """All configured pools, those that are missing too."""
-        return [
-            self._open[spec.name].view() if spec.name in self._open else absent(spec, self._missing[spec.name])
-            for spec in self._specs
-        ]
+        there = [(spec, self._open.get(spec.name)) for spec in self._specs]
+        return [pool.view() if pool else absent(spec, self._missing.get(spec.name, GONE)) for spec, pool in there]
 
     def sample(self) -> None:
         """See in every pool how much of what directories were promised has been written."""
@@ -186,10 +196,13 @@ class Pools:
         for pool in self.all():
             if _is_gone(pool):
                 name = pool.spec.name
-                self._missing[name] = GONE
-                self._open.pop(name, None)
-                if held := self._held.pop(name, None):
-                    held.close()
+                with self._guard:
+                    if self._open.get(name) is not pool:  # somebody else let it go, and may have opened it again
+                        continue
+                    self._missing[name] = GONE
+                    del self._open[name]
+                    held = self._held.pop(name)
+                held.close()
 
     def find(self, shown: str, *, ephemeral: bool = False) -> tuple[Pool, VolumeId]:
         """The pool that has the volume with that id; or, with *ephemeral*, the one inline volume with that handle.

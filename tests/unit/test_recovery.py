@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from csi_local.model.errors import DriverError, FailedPrecondition, Unavailable
+from csi_local.model.errors import DriverError, FailedPrecondition, NotFound, Unavailable
 from csi_local.model.quantity import MIB
 from csi_local.model.volume import CapacityRange, Filesystem, FormatState, VolumeId
 from tests.fake.calls import Crash
@@ -20,6 +20,7 @@ from tests.unit.rig import PATIENCE_S, Rig, capability, request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from csi_local.model.observed import FileInfo
     from csi_local.model.volume import VolumeRecord
 
 FS_TYPE = "csi.storage.k8s.io/fstype"
@@ -107,6 +108,48 @@ class TestPools:
         assert driver.pools.retry() == []
         driver.pools.retry()
         assert driver.pools.ready
+
+
+class TestGone:
+    """A pool whose disk was unmounted."""
+
+    @staticmethod
+    def driver_without_its_pool() -> Rig:
+        driver = Rig("a=path:/pools/a")
+        for path in ("/pools/a", "/empty"):
+            driver.host.make_dirs(path)
+        driver.start()
+        driver.host.bind("/empty", "/pools/a", frozenset())
+        return driver
+
+    def test_whoever_is_about_to_use_it_is_told(self) -> None:
+        driver = self.driver_without_its_pool()
+        driver.pools.retry()
+        with pytest.raises(Unavailable, match="pool a: /pools/a is empty"):
+            driver.pools.get("a")
+        assert [view.unavailable != "" for view in driver.pools.views()] == [True]
+
+    def test_it_comes_back_while_somebody_finds_it_gone(self) -> None:
+        """Who looked before lets the pool go that was, not the one that is there now."""
+        driver = self.driver_without_its_pool()
+        look = driver.host.stat
+        back: list[str] = []
+
+        def looked(path: str) -> FileInfo | None:
+            found = look(path)
+            if path == "/pools/a" and not back:
+                back.append(path)
+                driver.pools.retry()
+                driver.host.unmount("/pools/a")
+                driver.pools.retry()
+            return found
+
+        driver.host.stat = looked  # type: ignore[method-assign]
+        with pytest.raises((NotFound, Unavailable)):
+            driver.pools.find("none")
+        assert back
+        assert driver.pools.ready
+        assert driver.pools.get("a").view().unavailable == ""
 
 
 class TestFormatting:
