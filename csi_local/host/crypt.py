@@ -16,7 +16,7 @@ from contextlib import suppress
 from csi_local.host import loop
 from csi_local.host.headers import METADATA
 from csi_local.host.run import find, run
-from csi_local.host.syscalls import failing_as, ioctl, opened
+from csi_local.host.syscalls import SHORTAGE, failing_as, ioctl, opened
 from csi_local.model.errors import CommandFailed, SyscallFailed
 from csi_local.model.observed import MappedDevice
 from csi_local.model.quantity import KIB, Bytes
@@ -163,7 +163,8 @@ def remove_key(path: str, key: Secret) -> None:
 
 def all_mapped() -> Sequence[MappedDevice]:
     """See ``host.api.Crypt.all_mapped``."""
-    names = [name for name in os.listdir("/sys/block") if name.startswith("dm-")]
+    with failing_as("list the mapped devices"):
+        names = [name for name in os.listdir("/sys/block") if name.startswith("dm-")]
     return [found for name in names if (found := _mapped(name)) is not None]
 
 
@@ -172,7 +173,9 @@ def mapped_over(device: int) -> Sequence[MappedDevice]:
     holders = f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/holders"
     try:
         names = os.listdir(holders)
-    except OSError:
+    except OSError as error:
+        if error.errno in SHORTAGE:
+            raise SyscallFailed(f"list {holders}", error.errno) from error
         return []
     return [found for name in names if (found := _mapped(name)) is not None]
 
@@ -189,7 +192,9 @@ def _mapped(name: str) -> MappedDevice | None:
             uuid=_text(f"{top}/dm/uuid"),
             below=tuple(_below(f"{top}/slaves")),
         )
-    except OSError:
+    except OSError as error:
+        if error.errno in SHORTAGE:
+            raise SyscallFailed(f"look at {top}", error.errno) from error
         return None
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from csi_local.host import quota
 from csi_local.host.run import run
-from csi_local.host.syscalls import failing_as, ioctl, opened
+from csi_local.host.syscalls import SHORTAGE, failing_as, ioctl, opened
 from csi_local.model.errors import Busy, CommandFailed, FailedPrecondition, SyscallFailed
 from csi_local.model.observed import Signature
 from csi_local.model.quantity import Bytes
@@ -222,6 +222,8 @@ def device_under(path: str, device: int) -> int:
         with opened(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) as fd:
             return os.stat(quota.btrfs_device(fd).path).st_rdev
     except (SyscallFailed, OSError) as error:
-        if isinstance(error, SyscallFailed) and error.errno == errno.EIO:
+        if error.errno == errno.EIO and isinstance(error, SyscallFailed):
             raise
+        if error.errno in SHORTAGE:
+            raise SyscallFailed(f"look for the device under {path}", error.errno) from error
         return 0

@@ -284,8 +284,10 @@ class LinuxInspection:
 
     def openers(self, path: str) -> Sequence[int]:
         """See ``Inspection.openers``: /proc/<pid>/fd, proc(5)."""
-        special = os.stat(path).st_rdev
-        return [number for number in map(int, filter(str.isdigit, os.listdir("/proc"))) if _has_open(number, special)]
+        with failing_as(f"look who has {path} open"):
+            special = os.stat(path).st_rdev
+            processes = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        return [process for process in processes if _has_open(process, special)]
 
 
 def _has_open(process: int, special: int) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from csi_local.host import quota
-from csi_local.host.syscalls import failing_as, fallocate, ioctl, opened, statx
+from csi_local.host.syscalls import SHORTAGE, failing_as, fallocate, ioctl, opened, statx
 from csi_local.model.errors import SyscallFailed
 from csi_local.model.observed import LoopDevice
 from csi_local.model.quantity import Bytes
@@ -30,6 +30,7 @@ _CONFIG = struct.Struct("=2I232s64x")
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
 _MAJOR = 7
 _TRIES = 50
+_GONE = (errno.ENOENT, errno.ENXIO, errno.ENODEV)
 _GONE_WITHIN_S = 2.0
 _PIECE = 16 << 20
 _EXTENT_HINT = 1 << 20
@@ -99,7 +100,8 @@ def _resize(fd: int, path: str, size: Bytes, *, thick: bool) -> None:
             with failing_as(f"resize {path}"):
                 os.ftruncate(fd, size)
     except SyscallFailed:
-        os.ftruncate(fd, before)
+        with suppress(OSError):  # what went wrong first is told
+            os.ftruncate(fd, before)
         raise
 
 
@@ -119,13 +121,15 @@ def _reserve(fd: int, path: str, before: int, size: int) -> None:
 @contextmanager
 def attach(path: str, *, sector_size: int, keep: bool, read_only: bool = False) -> Iterator[LoopDevice]:
     """See ``host.api.Blocks.attach``."""
+    mode = os.O_RDONLY if read_only else os.O_RDWR
     for loop in loops(path):
-        if loop.read_only == read_only:
-            with suppress(FileNotFoundError), _held(loop.path, read_only=read_only) as fd:
+        if loop.read_only == read_only and (fd := _open(loop.path, mode)) is not None:
+            try:
                 if _status(fd, loop.path) == loop:
                     yield loop
                     return
-    mode = os.O_RDONLY if read_only else os.O_RDWR
+            finally:
+                os.close(fd)
     with opened(path, mode | os.O_NOFOLLOW | os.O_DIRECT) as image:
         flags = _DIRECT_IO | (_READ_ONLY if read_only else 0) | (0 if keep else _AUTOCLEAR)
         device, fd = _configure(image, path, sector_size, flags)
@@ -145,9 +149,10 @@ def _configure(image: int, path: str, sector_size: int, flags: int) -> tuple[str
     for _ in range(_TRIES):
         with _reserved() as number:
             device = f"/dev/loop{number}"
-            if not os.path.exists(device):
-                os.mknod(device, stat.S_IFBLK | 0o660, os.makedev(_MAJOR, number))
-            fd = os.open(device, (os.O_RDONLY if flags & _READ_ONLY else os.O_RDWR) | os.O_CLOEXEC)
+            _make_node(device, number)
+            fd = _open(device, os.O_RDONLY if flags & _READ_ONLY else os.O_RDWR)
+            if fd is None:  # somebody removed it
+                continue
             try:
                 ioctl(fd, _CONFIGURE, bytearray(config), f"attach {path} to {device}")
             except SyscallFailed as error:
@@ -178,20 +183,29 @@ def _reserved() -> Iterator[int]:
 
 
 def _another_free(control: int) -> int:
-    for name in os.listdir("/sys/block"):
+    with failing_as("list the loop devices"):
+        names = os.listdir("/sys/block")
+    for name in names:
         free = name.startswith("loop") and not os.path.exists(f"/sys/block/{name}/loop")
         if free and int(name[4:]) not in _being_taken:
             return int(name[4:])
     return ioctl(control, _CTL_ADD, _ANY, "make another loop device")
 
 
-@contextmanager
-def _held(device: str, *, read_only: bool) -> Iterator[int]:
-    fd = os.open(device, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_CLOEXEC)
+def _make_node(device: str, number: int) -> None:
+    if not os.path.exists(device):
+        with failing_as(f"make {device}"), suppress(FileExistsError):
+            os.mknod(device, stat.S_IFBLK | 0o660, os.makedev(_MAJOR, number))
+
+
+def _open(device: str, flags: int) -> int | None:
+    """Open a loop device; None where there is none any more."""
     try:
-        yield fd
-    finally:
-        os.close(fd)
+        return os.open(device, flags | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _GONE:
+            return None
+        raise SyscallFailed(f"open {device}", error.errno or errno.EIO) from error
 
 
 def _status(fd: int, device: str) -> LoopDevice | None:
@@ -212,8 +226,12 @@ def _status(fd: int, device: str) -> LoopDevice | None:
 
 def _look(device: str) -> LoopDevice | None:
     try:
-        fd = os.open(device, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+        fd = _open(device, os.O_RDONLY | os.O_NONBLOCK)
+    except SyscallFailed as error:
+        if error.errno in SHORTAGE:
+            raise
+        return None
+    if fd is None:
         return None
     try:
         return _status(fd, device)
@@ -223,7 +241,8 @@ def _look(device: str) -> LoopDevice | None:
 
 def all_loops() -> Sequence[LoopDevice]:
     """All attached loop devices; sysfs says which are, so that a free one is not opened."""
-    names = [name for name in os.listdir("/sys/block") if name.startswith("loop")]
+    with failing_as("list the loop devices"):
+        names = [name for name in os.listdir("/sys/block") if name.startswith("loop")]
     attached = (f"/dev/{name}" for name in names if os.path.exists(f"/sys/block/{name}/loop"))
     found = [loop for device in attached if (loop := _look(device)) is not None]
     for loop in found:
@@ -270,11 +289,14 @@ def detach(loop: LoopDevice) -> None:
     Raises:
         SyscallFailed: EBUSY where somebody keeps it open; it will go with them.
     """
-    with suppress(FileNotFoundError), _held(loop.path, read_only=True) as fd:
-        status = _status(fd, loop.path)
-        if status is not None and status.backing == loop.backing:
-            with suppress(SyscallFailed):
-                ioctl(fd, _CLR_FD, 0, f"detach {loop.path}")
+    if (fd := _open(loop.path, os.O_RDONLY)) is not None:
+        try:
+            status = _status(fd, loop.path)
+            if status is not None and status.backing == loop.backing:
+                with suppress(SyscallFailed):
+                    ioctl(fd, _CLR_FD, 0, f"detach {loop.path}")
+        finally:
+            os.close(fd)
     wait_until_gone(loop)
 
 

@@ -1,0 +1,66 @@
+"""A process that may open nothing more, on the real machine: it must not take that for "there is nothing"."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from csi_local.host import crypt, filesystems, loop
+from csi_local.host.linux import LinuxHost
+from csi_local.model.errors import SyscallFailed
+from csi_local.model.observed import LoopDevice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+DEVICE = LoopDevice(path="/dev/null", device=0, backing=(0, 0), read_only=False, autoclear=False)
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """Let every open fail."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        partial(loop._look, "/dev/null"),
+        loop.all_loops,
+        partial(loop.loops, "/etc/hostname"),
+        partial(loop.detach, DEVICE),
+        crypt.all_mapped,
+        partial(crypt._mapped, "dm-0"),
+        partial(crypt.mapped_over, os.makedev(7, 0)),
+        partial(filesystems.device_under, "/", os.makedev(0, 50)),
+        partial(LinuxHost().openers, "/dev/null"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_seen_is_not_taken_for_gone(look: Callable[[], object]) -> None:
+    caught: Exception | None = None
+    with no_more_files():
+        try:
+            look()
+        except Exception as error:  # noqa: BLE001 (pytest may open files)
+            caught = error
+    assert isinstance(caught, SyscallFailed), repr(caught)
+    assert caught.errno == errno.EMFILE
+
+
+def test_what_is_gone_is_gone() -> None:
+    assert loop._look("/dev/none") is None
+    assert loop._open("/dev/none", os.O_RDONLY) is None
+    assert crypt._mapped("none") is None
+    assert list(crypt.mapped_over(os.makedev(240, 0))) == []
