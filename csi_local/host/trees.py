@@ -47,7 +47,7 @@ class _Copy:
         self._top = top
         self._share = share
         self._proceed = proceed
-        self._links: dict[int, str] = {}
+        self._links: dict[tuple[int, int], str] = {}
         self._us = (os.geteuid(), os.getegid())
         self._umask = _umask()
 
@@ -108,7 +108,7 @@ class _Copy:
         try:
             seen = os.fstat(found)
             if seen.st_nlink > 1:
-                first = self._links.setdefault(seen.st_ino, path)
+                first = self._links.setdefault((seen.st_dev, seen.st_ino), path)
                 if first is not path:
                     os.link(first, name, src_dir_fd=self._top, dst_dir_fd=new, follow_symlinks=False)
                     return

@@ -117,6 +117,21 @@ def test_everything_is_kept(trees: tuple[Path, Path]) -> None:
     assert (target / "plain").read_bytes() == b"plain" * 5000
 
 
+@pytest.mark.parametrize("place", ["btrfs"], indirect=True)
+def test_files_of_several_names_in_subvolumes(trees: tuple[Path, Path]) -> None:
+    """Each subvolume counts its files from the same number."""
+    source, target = trees
+    for name in ("first", "second"):
+        HOST.make_subvolume(str(source / name))
+        (source / name / "one").write_text(name)
+        os.link(source / name / "one", source / name / "two")
+    assert (source / "first/one").stat().st_ino == (source / "second/one").stat().st_ino
+    copy(trees)
+    for name in ("first", "second"):
+        assert (target / name / "one").read_text() == (target / name / "two").read_text() == name
+        assert (target / name / "one").stat().st_nlink == 2
+
+
 def test_holes_stay_holes(trees: tuple[Path, Path]) -> None:
     source, target = trees
     with (source / "sparse").open("wb") as file:
