@@ -25,6 +25,8 @@ _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEEPEST = 200
 """Directories inside each other. Each is held open, twice, and a process has 1,024 files by default."""
+_TOGETHER = 15
+"""So many names, of 255 bytes at most, are a path that the system takes: 4,096 bytes (limits.h, PATH_MAX)."""
 _EXCHANGED = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
 _TRIES = 3
 _UMASKS = 0o777
@@ -55,17 +57,18 @@ class _Copy:
         """Copy what is in an open directory into another, then its own attributes."""
         if depth > _DEEPEST:
             raise FailedPrecondition(f"more than {_DEEPEST} directories lie inside each other, at {path[:80]}…")
-        with os.scandir(old) as entries:
+        inner = []
+        with os.scandir(old) as entries:  # closed before anything further down is opened
             for entry in entries:
                 self._proceed()
-                name = entry.name
-                if entry.is_file(follow_symlinks=False):
-                    kind = stat.S_IFREG
-                elif entry.is_dir(follow_symlinks=False):
-                    kind = stat.S_IFDIR
-                else:
-                    kind = 0
-                self._entry(old, new, name, f"{path}{name}", kind, depth)
+                if entry.is_dir(follow_symlinks=False):
+                    inner.append(entry.name)
+                    continue
+                kind = stat.S_IFREG if entry.is_file(follow_symlinks=False) else 0
+                self._entry(old, new, entry.name, f"{path}{entry.name}", kind, depth)
+        for name in inner:
+            self._proceed()
+            self._entry(old, new, name, f"{path}{name}", stat.S_IFDIR, depth)
         self._keep(old, new, os.fstat(old), made=0o700)
 
     def _entry(self, old: int, new: int, name: str, path: str, kind: int, depth: int) -> None:
@@ -110,7 +113,7 @@ class _Copy:
             if seen.st_nlink > 1:
                 first = self._links.setdefault((seen.st_dev, seen.st_ino), path)
                 if first is not path:
-                    os.link(first, name, src_dir_fd=self._top, dst_dir_fd=new, follow_symlinks=False)
+                    self._link(first, new, name)
                     return
             mode = seen.st_mode & _UMASKS
             made = os.open(name, _MAKE, mode, dir_fd=new)
@@ -122,6 +125,19 @@ class _Copy:
                 os.close(made)
         finally:
             os.close(found)
+
+    def _link(self, first: str, new: int, name: str) -> None:
+        """Link to a copy that was made before; its path may be longer than the system takes in one piece."""
+        *outer, last = first.split("/")
+        here = os.dup(self._top)
+        try:
+            for start in range(0, len(outer), _TOGETHER):
+                inner = os.open("/".join(outer[start : start + _TOGETHER]), _LOOK | os.O_DIRECTORY, dir_fd=here)
+                os.close(here)
+                here = inner
+            os.link(last, name, src_dir_fd=here, dst_dir_fd=new, follow_symlinks=False)
+        finally:
+            os.close(here)
 
     def _bytes(self, found: int, made: int, size: int) -> None:
         if self._share:
