@@ -35,14 +35,14 @@ def says(program: Path, text: str, status: int | str) -> None:
 @pytest.mark.parametrize("status", [0, 1])
 def test_clean_or_corrected(programs: Path, status: int) -> None:
     says(programs / "e2fsck", "", status)
-    filesystems.grow_unmounted("/dev/none")
+    filesystems.grow_unmounted("/dev/null")
 
 
 @pytest.mark.parametrize(("name", "status"), [("e2fsck", 4), ("e2fsck", 8), ("e2fsck", 12), ("resize2fs", 1)])
 def test_errors_that_are_left(programs: Path, name: str, status: int) -> None:
     says(programs / name, "x" * 5000 + LEFT, status)
     with pytest.raises(FailedPrecondition, match=LEFT) as caught:
-        filesystems.grow_unmounted("/dev/none")
+        filesystems.grow_unmounted("/dev/null")
     assert len(str(caught.value)) < 1000
     assert "e2fsck" in str(caught.value)
 
@@ -50,14 +50,14 @@ def test_errors_that_are_left(programs: Path, name: str, status: int) -> None:
 def test_of_a_mounted_one(programs: Path) -> None:
     says(programs / "resize2fs", LEFT, 1)
     with pytest.raises(FailedPrecondition, match=LEFT):
-        filesystems.grow_mounted("/none", Filesystem.EXT4, "/dev/none")
+        filesystems.grow_mounted("/none", Filesystem.EXT4, "/dev/null")
     says(programs / "resize2fs", "Operation not permitted", 1)
     with pytest.raises(FailedPrecondition, match="CAP_SYS_RESOURCE"):
-        filesystems.grow_mounted("/none", Filesystem.EXT4, "/dev/none")
+        filesystems.grow_mounted("/none", Filesystem.EXT4, "/dev/null")
 
 
 def test_a_program_that_is_killed_says_nothing(programs: Path) -> None:
     says(programs / "e2fsck", LEFT, "KILL")
     with pytest.raises(DriverError) as caught:
-        filesystems.grow_unmounted("/dev/none")
+        filesystems.grow_unmounted("/dev/null")
     assert type(caught.value) is CommandFailed
