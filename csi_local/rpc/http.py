@@ -3,8 +3,10 @@
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
@@ -14,7 +16,9 @@ from csi_local.model.errors import Unavailable
 
 _log = logging.getLogger(__name__)
 _CLIENT_S = 5.0
-"""Whoever takes longer to say what it wants is not waited for."""
+"""Whoever takes longer to say what it wants, all of it, is not waited for."""
+_ANSWER_S = 3.0
+"""Less than the probes of Kubernetes wait: a disk that hangs is said to, and not the process that looks at it."""
 _AT_ONCE = 16
 
 Check = Callable[[], str]
@@ -44,13 +48,46 @@ class Pages:
     metrics: Callable[[], Page]
 
 
+Answer = tuple[HTTPStatus, Page]
+
+
+def _text(text: str) -> Page:
+    return Page(kind="text/plain; charset=utf-8", content=text.encode())
+
+
+_NO_SUCH_PAGE = HTTPStatus.NOT_FOUND, _text("there are /healthz, /readyz and /metrics\n")
+_FAILED = (
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    _text("it failed in a way that was not foreseen; see the log\n"),
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Making:
+    """A page that is being made."""
+
+    began: float = field(default_factory=time.monotonic)
+    done: threading.Event = field(default_factory=threading.Event)
+    answer: Answer = _FAILED
+
+
 class HttpServer:
     """Serves the pages at an address, until it is stopped."""
 
-    def __init__(self, address: tuple[str, int], pages: Pages) -> None:
-        """*address*: a host, where "" is every address of the machine, and a port, where 0 is any that is free."""
+    def __init__(
+        self, address: tuple[str, int], pages: Pages, *, client_s: float = _CLIENT_S, answer_s: float = _ANSWER_S
+    ) -> None:
+        """*address*: a host, where "" is every address of the machine, and a port, where 0 is any that is free.
+
+        A client has *client_s* seconds to say what it wants, and an answer comes within *answer_s*.
+        """
         self._address = address
-        self._pages = pages
+        self._client_s = client_s
+        self._pages = {
+            "/metrics": _Maker(lambda: (HTTPStatus.OK, pages.metrics()), answer_s),
+            "/healthz": _Maker(lambda: _checked(pages.alive), answer_s),
+            "/readyz": _Maker(lambda: _checked(pages.ready), answer_s),
+        }
         self._server: _Server | None = None
 
     def start(self) -> None:
@@ -59,19 +96,22 @@ class HttpServer:
         Raises:
             Unavailable: somebody else has the address, or it is not this machine's.
         """
-        pages = self._pages
+        pages, client_s = self._pages, self._client_s
 
         class Handler(_Handler):
-            def answer(self) -> tuple[HTTPStatus, Page]:
+            timeout = client_s
+
+            def answer(self) -> Answer:
                 """One of the pages."""
-                return _answer(pages, self.path)
+                maker = pages.get(self.path.partition("?")[0])
+                return maker.answer() if maker else _NO_SUCH_PAGE
 
         family = _Server6 if ":" in self._address[0] else _Server
         try:
-            self._server = family(self._address, Handler)
-        except OSError as error:
+            self._server = family(self._address, Handler, client_s)
+        except (OSError, TypeError) as error:  # the latter: a host's name that cannot be written
             host, port = self._address
-            raise Unavailable(f"http address {host}:{port}: {error.strerror or error}") from error
+            raise Unavailable(f"http address {host}:{port}: {getattr(error, 'strerror', '') or error}") from error
         threading.Thread(target=self._server.serve_forever, name="http", daemon=True).start()
 
     @property
@@ -86,14 +126,46 @@ class HttpServer:
             self._server.server_close()
 
 
+class _Maker:
+    """Makes a page; one at a time, so that a disk that hangs holds one thread, however often somebody asks."""
+
+    def __init__(self, make: Callable[[], Answer], within_s: float) -> None:
+        self._make = make
+        self._within_s = within_s
+        self._guard = threading.Lock()
+        self._under_way: _Making | None = None
+
+    def answer(self) -> Answer:
+        """The page as it is now; or, where it is not made in time, that it is not."""
+        with self._guard:
+            making = self._under_way
+            if making is None or making.done.is_set():
+                making = self._under_way = _Making()
+                threading.Thread(target=self._run, args=(making,), name="http-page", daemon=True).start()
+        if making.done.wait(self._within_s):
+            return making.answer
+        waited = time.monotonic() - making.began
+        return HTTPStatus.SERVICE_UNAVAILABLE, _text(f"no answer for {waited:.0f} s; does a disk hang?\n")
+
+    def _run(self, making: _Making) -> None:
+        try:
+            making.answer = self._make()
+        except Exception:  # noqa: BLE001 (whoever asks gets an answer; the log has the rest)
+            _log.exception("http")
+        making.done.set()
+
+
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     request_queue_size = 32
 
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        super().__init__(address, handler)
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler], client_s: float) -> None:
+        self._client_s = client_s
+        self._guard = threading.Lock()
+        self._silent: dict[socket.socket, float] = {}
         self._places = threading.BoundedSemaphore(_AT_ONCE)
+        super().__init__(address, handler)
 
     def server_bind(self) -> None:
         """As socketserver does it: http.server would look its own name up in the DNS."""
@@ -101,11 +173,13 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = "", int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 (socketserver's types)
-        """Give a connection a thread, where there are not too many already."""
-        if self._places.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        """Give a connection a thread; where there are many already, in place of the one that was silent for longest."""
+        if not self._places.acquire(blocking=False) and not (self._cut_oldest() and self._places.acquire(timeout=1)):
             self.shutdown_request(request)
+            return
+        with self._guard:
+            self._silent[request] = time.monotonic()
+        super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 (likewise)
         """One connection."""
@@ -113,6 +187,36 @@ class _Server(ThreadingHTTPServer):
             super().process_request_thread(request, client_address)
         finally:
             self._places.release()
+
+    def heard(self, request: socket.socket) -> None:
+        """It has said what it wants."""
+        with self._guard:
+            self._silent.pop(request, None)
+
+    def shutdown_request(self, request: Any) -> None:  # noqa: ANN401 (likewise)
+        """It is closed now, and nobody's to cut."""
+        self.heard(request)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Cut those whose time is over; a byte now and then does not prolong it."""
+        oldest = time.monotonic() - self._client_s
+        with self._guard:
+            for request in [one for one, since in self._silent.items() if since < oldest]:
+                self._cut(request)
+
+    def _cut_oldest(self) -> bool:
+        with self._guard:
+            if self._silent:
+                self._cut(next(iter(self._silent)))
+                return True
+        return False
+
+    def _cut(self, request: socket.socket) -> None:
+        """End a connection that another thread reads from: it then reads the end."""
+        del self._silent[request]
+        with suppress(OSError):
+            request.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, _request: object, client_address: object) -> None:
         """Note what went wrong with one connection; it is seldom our fault."""
@@ -124,15 +228,16 @@ class _Server6(_Server):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = _CLIENT_S
+    server: _Server
     server_version, sys_version = "csi-local", ""
 
-    def answer(self) -> tuple[HTTPStatus, Page]:
+    def answer(self) -> Answer:
         """What is asked for."""
         raise NotImplementedError
 
     def do_GET(self) -> None:
         """Serve a page."""
+        self.server.heard(self.connection)
         status, page = self.answer()
         self.send_response(status)
         self.send_header("Content-Type", page.kind)
@@ -145,26 +250,9 @@ class _Handler(BaseHTTPRequestHandler):
         _log.debug("http %s", format % args)
 
 
-def _answer(pages: Pages, path: str) -> tuple[HTTPStatus, Page]:
-    path = path.partition("?")[0]
-    try:
-        if path == "/metrics":
-            return HTTPStatus.OK, pages.metrics()
-        if path in ("/healthz", "/readyz"):
-            return _checked(pages.alive if path == "/healthz" else pages.ready)
-    except Exception:  # noqa: BLE001 (whoever asks gets an answer; the log has the rest)
-        _log.exception("http %s", path)
-        return HTTPStatus.INTERNAL_SERVER_ERROR, _text("it failed in a way that was not foreseen; see the log\n")
-    return HTTPStatus.NOT_FOUND, _text("there are /healthz, /readyz and /metrics\n")
-
-
-def _checked(checks: Mapping[str, Check]) -> tuple[HTTPStatus, Page]:
+def _checked(checks: Mapping[str, Check]) -> Answer:
     wrong = {name: problem for name, check in checks.items() if (problem := check())}
     if wrong:
         text = "".join(f"{name}: {problem}\n" for name, problem in wrong.items())
         return HTTPStatus.SERVICE_UNAVAILABLE, _text(text)
     return HTTPStatus.OK, _text("ok\n")
-
-
-def _text(text: str) -> Page:
-    return Page(kind="text/plain; charset=utf-8", content=text.encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -86,22 +87,58 @@ def test_an_unforeseen_error_is_not_shown() -> None:
     assert (status, "secret" in text) == (500, False)
 
 
-def test_many_silent_clients_keep_nobody_else_out_for_long(server: HttpServer) -> None:
+def test_silent_clients_keep_nobody_else_out(server: HttpServer) -> None:
+    """Those that were silent for longest are cut, and whoever says what it wants is served."""
     silent = [socket.create_connection((LOCAL, server.port)) for _ in range(40)]
-    for one in silent[16:]:
+    assert get(server, "/healthz") == (200, "ok\n")
+    for one in silent[:20]:
         one.settimeout(10)
-        assert one.recv(1) == b""  # turned away at once
+        assert one.recv(1) == b""
     for one in silent:
         one.close()
-    until(lambda: outcome(server) == 200, "there is room again")
 
 
-def outcome(server: HttpServer) -> int:
-    """Ask for the health; 0 where one is turned away."""
+def test_a_byte_now_and_then_is_not_enough(health: Health) -> None:
+    server = HttpServer((LOCAL, 0), health.pages(), client_s=0.3)
+    server.start()
+    with socket.create_connection((LOCAL, server.port)) as slow:
+        slow.settimeout(0.05)
+        until(lambda: cut(slow), "it is cut, though it goes on")
+    server.stop()
+
+
+def cut(slow: socket.socket) -> bool:
+    """Send one byte more, and say whether the server has ended the connection."""
     try:
-        return get(server, "/healthz")[0]
-    except (http.client.HTTPException, OSError):
-        return 0
+        slow.sendall(b"G")
+        return slow.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def test_a_disk_that_hangs(health: Health) -> None:
+    """It holds one thread, however often the page is asked for, and no other page."""
+    free, asked = threading.Event(), []
+
+    def hang() -> str:
+        asked.append(1)
+        free.wait(30)
+        return ""
+
+    pages = Pages(alive=health.pages().alive, ready={"pools": hang}, metrics=health.pages().metrics)
+    server = HttpServer((LOCAL, 0), pages, answer_s=0.05)
+    server.start()
+    for _ in range(20):
+        status, text = get(server, "/readyz")
+        assert (status, text.startswith("no answer for")) == (503, True)
+    assert get(server, "/healthz") == (200, "ok\n")
+    assert get(server, "/metrics") == (200, "x 1\n")
+    assert asked == [1]
+    free.set()
+    until(lambda: get(server, "/readyz")[0] == 200, "it answers again")
+    server.stop()
 
 
 def test_an_address_that_is_taken(server: HttpServer, health: Health) -> None:
