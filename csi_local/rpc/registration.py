@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from csi_local._proto import pluginregistration_pb2 as pb
-from csi_local.model.errors import DriverError
+from csi_local.model.errors import DriverError, Unavailable
 from csi_local.model.text import on_one_line
 from csi_local.rpc.identity import DRIVER_NAME
 from csi_local.rpc.server import listening, socket_path
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 _VERSIONS = ("1.0.0",)
 """Of CSI, as the kubelet wants them: ``validateVersions`` in pkg/volume/csi/csi_plugin.go."""
 _LOOK_S = 2.0
-_FIRST_RETRY_S, _LAST_RETRY_S = 1.0, 60.0
+_FIRST_RETRY_S, _LAST_RETRY_S, _DOUBLINGS = 1.0, 60.0, 6
 _WORKERS = 1
 _SERVICE = "pluginregistration.Registration"
 
@@ -57,13 +57,16 @@ class Registration:
         self._thread = threading.Thread(target=self._run, name="registration", daemon=True)
 
     def start(self) -> None:
-        """Make the socket, and look after it from now on.
+        """Make the socket, or go on trying to where its directory cannot be written yet, and look after it from now on.
 
         Raises:
             Busy: another driver of this name has it.
-            DriverError: it cannot be made.
+            InvalidArgument: its path is too long, or something else is there.
         """
-        self._expose()
+        try:
+            self._expose()
+        except Unavailable as error:
+            self._put_off(f"the socket for the kubelet: {error}")
         self._thread.start()
 
     def stop(self) -> None:
@@ -93,12 +96,16 @@ class Registration:
             self.problem = ""
             _log.info("registered with the kubelet as %s at %s", DRIVER_NAME, self._endpoint)
             return pb.RegistrationStatusResponse()
-        pause = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2**self._failures)
-        self._failures += 1
-        self._retry_at = time.monotonic() + pause
-        self.problem = f"the kubelet refused the registration: {on_one_line(status.error)[:500]}"
-        _log.error("%s; the socket is made anew in %d s", self.problem, pause)
+        self._put_off(f"the kubelet refused the registration: {on_one_line(status.error)[:500]}")
         return pb.RegistrationStatusResponse()
+
+    def _put_off(self, problem: str) -> None:
+        """Try again later, and later each time."""
+        pause = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(self._failures, _DOUBLINGS))
+        self._failures += 1
+        self.problem = problem
+        self._retry_at = time.monotonic() + pause
+        _log.error("%s; the socket is made anew in %d s", problem, pause)
 
     # --- the socket
 
@@ -115,9 +122,9 @@ class Registration:
                 response_serializer=pb.RegistrationStatusResponse.SerializeToString,
             ),
         }
-        self._retry_at = 0.0
         self._server = listening(self._path, [grpc.method_handlers_generic_handler(_SERVICE, methods)], _WORKERS)
-        self._inode = Path(self._path).lstat().st_ino
+        with suppress(OSError):  # gone again: the next look finds it so
+            self._inode = Path(self._path).lstat().st_ino
 
     def _withdraw(self) -> None:
         if self._server is not None:
@@ -138,17 +145,20 @@ class Registration:
             try:
                 self._look()
             except DriverError as error:
-                self.problem = f"the socket for the kubelet: {error}"
-                _log.warning("%s", self.problem)
+                self._put_off(f"the socket for the kubelet: {error}")
             except Exception:  # noqa: BLE001 (the thread must live; the log has it)
                 _log.exception("looking after the registration")
+                self._put_off("looking after the registration failed; see the log")
 
     def _look(self) -> None:
+        put_off = self._retry_at
+        if time.monotonic() < put_off:
+            return
         self._renew()
-        refused = bool(self._retry_at) and time.monotonic() >= self._retry_at
-        if refused or not self._is_ours():
-            if not refused:
-                self.problem = "the kubelet has not called since its directory was wiped"
-                _log.warning("the socket %s is gone; it is made anew", self._path)
-            self._withdraw()
-            self._expose()
+        if not put_off and self._is_ours():
+            return
+        if not put_off:
+            _log.warning("the socket %s is gone; it is made anew", self._path)
+        self._withdraw()
+        self.problem, self._retry_at = "the kubelet has not called since its directory was wiped", 0.0
+        self._expose()

@@ -30,6 +30,7 @@ Service = Identity | Controller | GroupController | Node
 
 _GRACE_S = 6.0
 _MAX_SOCKET_PATH = 107
+_MADE_AT = ".new/s"
 _OPTIONS = (("grpc.so_reuseport", 0),)
 
 
@@ -37,14 +38,26 @@ def socket_path(endpoint: str) -> str:
     """The path in ``unix:///path`` or ``unix:/path`` (or a bare absolute path).
 
     Raises:
-        InvalidArgument: it is not such an endpoint, or the path is longer than unix(7) allows.
+        InvalidArgument: it is not such an endpoint, or there can be no socket at that path.
     """
     path = endpoint.removeprefix("unix://") if endpoint.startswith("unix://") else endpoint.removeprefix("unix:")
     if not path.startswith("/"):
         raise InvalidArgument(f"endpoint {endpoint!r}: write unix:///absolute/path.sock")
-    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-        raise InvalidArgument(f"endpoint {endpoint!r}: a socket's path has at most {_MAX_SOCKET_PATH} bytes")
+    _check_path(path)
     return path
+
+
+def _check_path(path: str) -> None:
+    """See that there can be a socket at *path*, and at where it is made.
+
+    Raises:
+        InvalidArgument: it is longer than unix(7) allows, or gRPC cannot say it.
+    """
+    directory, name = os.path.split(path)
+    if not path.isprintable():
+        raise InvalidArgument(f"the socket {path!r}: its path holds characters that cannot be printed")
+    if len(os.fsencode(directory)) + 1 + max(len(os.fsencode(name)), len(_MADE_AT)) > _MAX_SOCKET_PATH:
+        raise InvalidArgument(f"the socket {path}: a socket's path has at most {_MAX_SOCKET_PATH} bytes")
 
 
 class Server:
@@ -73,14 +86,19 @@ class Server:
         """
         self._server = listening(self._path, self._handlers, self._workers)
 
+    @property
+    def problem(self) -> str:
+        """Why nobody can reach it any more, or ""."""
+        return "" if Path(self._path).exists() else f"the socket {self._path} is gone"
+
     def renew(self) -> None:
         """Make the socket anew where somebody has removed it, as whoever wipes the kubelet's directory does.
 
         Raises:
             DriverError: as :meth:`start`.
         """
-        if self._server is not None and not Path(self._path).exists():
-            _log.warning("the socket %s is gone; it is made anew", self._path)
+        if self._server is not None and self.problem:
+            _log.warning("%s; it is made anew", self.problem)
             before, self._server = self._server, listening(self._path, self._handlers, self._workers)
             before.stop(_GRACE_S)
 
@@ -100,16 +118,17 @@ def listening(path: str, handlers: Sequence[grpc.GenericRpcHandler], workers: in
 
     Raises:
         Busy: a living server has it.
-        InvalidArgument: something that is no socket is there.
+        InvalidArgument: something that is no socket is there, or none can be.
         Unavailable: it cannot be made.
     """
+    _check_path(path)
     _clear(path)
     server = grpc.server(ThreadPoolExecutor(workers, thread_name_prefix="rpc"), options=_OPTIONS)
     server.add_generic_rpc_handlers(tuple(handlers))
-    private = Path(path).parent / ".new"
-    made = private / "s"
+    made = Path(path).parent / _MADE_AT
+    private = made.parent
     try:
-        private.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_private(private)
         server.add_insecure_port(f"unix:{made}")
         server.start()
         made.chmod(0o600)
@@ -119,6 +138,13 @@ def listening(path: str, handlers: Sequence[grpc.GenericRpcHandler], workers: in
         server.stop(None)
         raise Unavailable(f"the socket {path} cannot be made: {error}") from error
     return server
+
+
+def _make_private(directory: Path) -> None:
+    """Make a directory that only its owner may enter, and those above it that are missing likewise."""
+    missing = [one for one in (directory, *directory.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(mode=0o700, exist_ok=True)
 
 
 def _clear(path: str) -> None:

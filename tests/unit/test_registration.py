@@ -11,7 +11,7 @@ import pytest
 
 from csi_local._proto import pluginregistration_pb2 as pb
 from csi_local._proto import pluginregistration_pb2_grpc as pb_grpc
-from csi_local.model.errors import Busy
+from csi_local.model.errors import Busy, InvalidArgument, Unavailable
 from csi_local.rpc.registration import Registration, registration_socket
 from tests.observe import until
 
@@ -121,6 +121,43 @@ def test_a_dead_driver_s_is_replaced_and_a_living_one_s_is_not(folder: Path, kub
     second.start()
     assert kubelet.info().endpoint == "/second.sock"
     second.stop()
+
+
+def test_a_directory_that_cannot_be_made_yet(folder: Path, kubelet: Kubelet) -> None:
+    """The driver begins, says why it is not registered, and is where the directory can be made."""
+    kubelet.socket.parent.write_text("in the way")
+    made = Registration(str(folder), "unix:///csi.sock", lambda: None, look_s=LOOK_S)
+    made.start()
+    assert str(kubelet.socket) in made.problem
+    assert not made.died
+    kubelet.socket.parent.unlink()
+    until(kubelet.socket.exists, "the socket is made")
+    kubelet.tell(registered=True)
+    assert not made.problem
+    made.stop()
+
+
+def test_it_is_tried_less_and_less_often(folder: Path) -> None:
+    """However often it fails: each time is put off by more, up to a minute."""
+    tried = []
+
+    def fail() -> None:
+        tried.append(1)
+        raise Unavailable("no room")
+
+    made = Registration(str(folder), "unix:///csi.sock", fail)
+    with pytest.raises(Unavailable):
+        made._look()
+    for _ in range(2000):  # a day and a half of refusals
+        made.notify(pb.RegistrationStatus(error="no"), None)
+    assert 0 < made._retry_at - time.monotonic() <= 60
+    made._look()
+    assert tried == [1]
+
+
+def test_a_kubelet_s_directory_with_too_long_a_name(folder: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"plugins_registry.*at most 107 bytes"):
+        Registration(f"{folder}/{'x' * 90}", "unix:///csi.sock", lambda: None).start()
 
 
 def test_another_s_socket_is_left(folder: Path, kubelet: Kubelet) -> None:
