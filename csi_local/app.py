@@ -95,7 +95,8 @@ def serve(config: Config) -> None:
             metrics.volumes(lambda: survey.found)
             survey.start()
             stack.callback(survey.stop)
-            _serve_pages(config, metrics, {"survey": lambda: survey.problem}, {"pools": engine.pools.missing}, stack)
+            ready = {"pools": engine.pools.missing, "survey": lambda: survey.problem}
+            _serve_pages(config, metrics, {"socket": lambda: server.problem}, ready, stack)
         _log.info("serving on %s as node %s", config.endpoint, config.node_id)
         stop()
         _log.info("stopping")
@@ -120,13 +121,13 @@ def node(config: Config) -> None:
         engine.pools.open(patient=True)
         server = Server(config.endpoint, services, metrics.rpc if metrics else unobserved)
         _start(engine, server, stack)
-        alive: dict[str, Check] = {}
+        alive: dict[str, Check] = {"socket": lambda: server.problem}
         ready: dict[str, Check] = {"pools": lambda: "" if engine.pools.all() else engine.pools.missing()}
         if config.registration:
             registration = Registration(config.kubelet_dir, config.endpoint, server.renew)
             registration.start()
             stack.callback(registration.stop)
-            alive["registration"] = lambda: registration.died
+            alive = {"registration": lambda: registration.died}  # which looks after the socket too
             ready["registration"] = lambda: registration.problem
         told = metrics.operation if metrics else unobserved
         point = crash_point(config.crash_point)
@@ -135,7 +136,7 @@ def node(config: Config) -> None:
         stack.callback(part.stop)
         if metrics is not None:
             metrics.volumes(lambda: part.survey.found)
-        _serve_pages(config, metrics, {**alive, **part.checks}, ready, stack)
+        _serve_pages(config, metrics, {**alive, **part.alive}, {**ready, **part.looking}, stack)
         _log.info("serving on %s as node %s", config.endpoint, config.node_id)
         stop()
         _log.info("stopping")

@@ -206,14 +206,14 @@ class ClusterPart:
             self._snapshots.ended(snapshot)
 
     @property
-    def checks(self) -> Mapping[str, Check]:
+    def alive(self) -> Mapping[str, Check]:
         """Of what belongs to this process alone."""
-        return {
-            "agent": lambda: self._problem,
-            "pools": lambda: self._pools.problem,
-            "lease": lambda: self._lease.problem,
-            "survey": lambda: self.survey.problem,
-        }
+        return {"agent": lambda: self._problem, "lease": lambda: self._lease.problem}
+
+    @property
+    def looking(self) -> Mapping[str, Check]:
+        """Of what looks at disks: where one hangs a restart mends nothing, and keeps pods from the other pools."""
+        return {"look": lambda: self._pools.problem, "survey": lambda: self.survey.problem}
 
     def start(self) -> None:
         """Begin, or begin when the API is there."""
