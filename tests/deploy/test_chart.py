@@ -106,6 +106,18 @@ def test_what_the_node_mounts_is_seen_by_the_host_and_outlives_the_container() -
 
 
 @each
+def test_probes_ask_a_port_that_their_container_has(values: Path | None) -> None:
+    """The kubelet looks a port's name up in the same container; a number is the pod's."""
+    for _, pod in pods(rendered(*_given(values))):
+        numbers = {port["containerPort"] for one in pod["containers"] for port in one.get("ports", [])}
+        for one in pod["containers"]:
+            names = {port["name"] for port in one.get("ports", [])}
+            probes = [one[name] for name in ("startupProbe", "livenessProbe", "readinessProbe") if name in one]
+            assert len(probes) == 3 or one["name"] != "csi-local"
+            assert all(probe["httpGet"]["port"] in names | numbers for probe in probes), one["name"]
+
+
+@each
 def test_only_the_driver_on_a_node_is_privileged(values: Path | None) -> None:
     for name, pod in pods(rendered(*_given(values))):
         for one in pod["containers"]:
