@@ -85,7 +85,7 @@ def test_each_group_has_its_pools_and_their_directories() -> None:
     assert set(sets) == {"csi-local-node-fast", "csi-local-node-slow"}
     fast, slow = (_host_paths(sets[f"csi-local-node-{name}"]) for name in ("fast", "slow"))
     anyway = {"/var/lib/k0s/kubelet", "/run/csi-local", "/dev"}
-    assert fast == anyway | {"/srv/images"}  # once for two images; nothing for what is in the kubelet's directory
+    assert fast == anyway | {"/srv/images"}  # once for two images
     assert slow == anyway | {"/mnt/hdd", "/srv/photos"}
 
 
@@ -103,6 +103,21 @@ def test_what_the_node_mounts_is_seen_by_the_host_and_outlives_the_container() -
     propagation = {one["mountPath"]: one.get("mountPropagation") for one in container(pod)["volumeMounts"]}
     assert propagation["/var/lib/kubelet"] == propagation["/run/csi-local"] == "Bidirectional"
     assert propagation["/var/lib/csi-local"] == "HostToContainer"
+
+
+@pytest.mark.parametrize("run", ["/var/lib/kubelet/plugins/csi-local.io/run", "/var/lib/kubelet/run"])
+def test_what_is_in_the_kubelet_s_directory_is_mounted_once(run: str) -> None:
+    """Twice, with what is mounted there propagated to the host, it would be covered on the host itself."""
+    one = of_kind(rendered("--set", f"runDir={run}"), "DaemonSet")["csi-local-node"]
+    assert _host_paths(one) == {"/var/lib/kubelet", "/dev", "/var/lib/csi-local"}
+    assert "run" not in str(container(one["spec"]["template"]["spec"])["volumeMounts"]).replace("/run/cryptsetup", "")
+
+
+def test_what_is_in_another_directory_is_mounted_once() -> None:
+    pools = '[{"name": "a", "path": "/srv/a"}, {"name": "b", "image": "/srv/b/b.img", "size": "1Gi"}]'
+    group = f'nodeGroups=[{{"name": "", "pools": {pools}, "directories": ["/srv/b/x", "/srv/b-x", "/srv/a//y"]}}]'
+    one = of_kind(rendered("--set-json", group), "DaemonSet")["csi-local-node"]
+    assert _host_paths(one) == {"/var/lib/kubelet", "/run/csi-local", "/dev", "/srv/a", "/srv/b", "/srv/b-x"}
 
 
 @each
@@ -237,6 +252,7 @@ def _wrong() -> Iterator[tuple[str, str]]:
         'nodeGroups=[{"name": "", "pools": [{"name": "a", "image": "/a.img", "size": "1Gi"}]}]',
         "directory of its own",
     )
+    yield from _misplaced()
     yield f"{pools}.medium=ssd", "medium"
     yield f"{pools}.media=floppy", "media"
     yield "storageClasses[0].parameters.meida=ssd", "meida"
@@ -248,6 +264,41 @@ def _wrong() -> Iterator[tuple[str, str]]:
     yield "logLevel=verbose", "logLevel"
     yield "image.pullPolicy=Sometimes", "pullPolicy"
     yield "controller.replicas=-1", "replicas"
+
+
+def _misplaced() -> Iterator[tuple[str, str]]:
+    """Directories, pools and groups that get in each other's way."""
+    for place in ("/var/lib", "/var/lib/kubelet"):
+        yield f"runDir={place}", "holds kubeletDir"
+    for place in ("/run", "/dev/shm", "/tmp/run", "/etc"):
+        yield f"runDir={place}", "runDir"
+    path, image = '{"name": "%s", "path": "%s"}', '{"name": "%s", "image": "%s", "size": "1Gi"}'
+    system = "which is no place for data"
+    for place in ("/etc/pool", "/var/lib/kubelet/pools", "/run/csi-local/x", "/usr//local/x", "/dev/x"):
+        yield _group(path % ("a", place)), system
+        yield _group(image % ("a", f"{place}.img")), system
+    more = "holds more than the pool"
+    yield _group(path % ("a", "/mnt")), more
+    yield _group(path % ("a", "/var/lib")), more
+    yield _group(image % ("a", "/var/lib/a.img")), more
+    apart = 'pool "b": {} is that of pool "a", is in it or holds it'
+    yield _group(path % ("a", "/srv/a"), path % ("b", "/srv//a")), apart.format("/srv/a")
+    yield _group(path % ("a", "/srv/a"), path % ("b", "/srv/a/b")), apart.format("/srv/a/b")
+    yield _group(path % ("a", "/srv/a/b"), path % ("b", "/srv/a")), apart.format("/srv/a")
+    yield _group(path % ("a", "/srv/a"), image % ("b", "/srv/a/b")), apart.format("/srv/a/b")
+    yield _group(image % ("a", "/srv/a/a"), image % ("b", "/srv/a/a")), apart.format("/srv/a/a")
+    yield (
+        _group('{"name": "a", "device": "/dev/a"}', '{"name": "b", "device": "/dev//a"}'),
+        "another pool has the device",
+    )
+    yield _group(path % ("a", "/srv/a"), path % ("a", "/srv/b")), "two pools have that name"
+    one = '{"name": "%s", "pools": [{"name": "a", "path": "/srv/a"}]}'
+    yield f"nodeGroups=[{one % 'x'}, {one % 'x'}]", 'two nodeGroups have the name "x"'
+    yield f"nodeGroups=[{one % ''}, {one % 'default'}]", "two nodeGroups"
+
+
+def _group(*pools: str) -> str:
+    return f'nodeGroups=[{{"name": "", "pools": [{", ".join(pools)}]}}]'
 
 
 @pytest.mark.parametrize(("setting", "said"), list(_wrong()))
