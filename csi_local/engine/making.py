@@ -11,6 +11,7 @@ import errno
 import hashlib
 import uuid
 from contextlib import ExitStack, suppress
+from pathlib import PurePosixPath
 
 from csi_local.engine.observe import mount_under
 from csi_local.host.api import Host
@@ -188,6 +189,9 @@ def _format(host: Host, device: str, spec: PoolSpec, point: str, *, thick: bool)
 def _mount_point(host: Host, spec: PoolSpec, run_dir: str) -> str:
     """Where the pool is mounted: always the same for the same pool, so that a new driver finds an old mount."""
     digest = hashlib.sha256(spec.target.encode()).hexdigest()[:12]
+    for above in reversed(PurePosixPath(run_dir).parents):
+        if host.stat(str(above)) is None:
+            host.make_dir(str(above), exist_ok=True)
     for directory in (run_dir, f"{run_dir}/pools"):
         host.make_dir(directory, exist_ok=True)
     point = f"{run_dir}/pools/{spec.name}-{digest}"

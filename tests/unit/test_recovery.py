@@ -9,7 +9,9 @@ from uuid import uuid4
 
 import pytest
 
+from csi_local.engine.pools import Pools
 from csi_local.model.errors import DriverError, FailedPrecondition, NotFound, Unavailable
+from csi_local.model.pool import parse_pool
 from csi_local.model.quantity import MIB
 from csi_local.model.volume import CapacityRange, Filesystem, FormatState, VolumeId
 from tests.fake.calls import Crash
@@ -323,6 +325,14 @@ def test_a_pool_that_must_be_mounted_is_missing_where_it_is_not() -> None:
     assert driver.host.list_dir("/pools/a") == []
     driver.host.bind("/kubelet", "/pools/a", frozenset())
     assert [pool.spec.name for pool in driver.pools.retry()] == ["a"]
+
+
+def test_the_directories_above_the_run_directory_are_made() -> None:
+    """As where it is in the kubelet's, before the driver's socket is there."""
+    driver = rig("pool=image:/pools/a.img,size=1Gi")
+    pools = Pools(driver.host, [parse_pool("other=image:/pools/b.img,size=1Gi")], "/kubelet/plugins/csi-local.io/run")
+    pools.open()
+    assert pools.all()[0].root.startswith("/kubelet/plugins/csi-local.io/run/pools/")
 
 
 def test_how_full_a_directory_is_where_the_pool_is_read_only() -> None:
