@@ -18,6 +18,7 @@ from csi_local.show import visiting
 
 _DRIVER, _TOPOLOGY_KEY = "csi-local.io", "topology.csi-local.io/node"
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_CLASS = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 Manifest = Mapping[str, object]
 
 
@@ -48,6 +49,8 @@ def adopt(config: Config, wanted: AdoptRequest, claim: Claim) -> int:
     for name in (wanted.name, claim.name, claim.namespace):
         if name and not _LABEL.fullmatch(name):
             raise InvalidArgument(f"{name!r} cannot be a name here: lower-case letters, digits and '-', at most 63")
+    if claim.storage_class and not _CLASS.fullmatch(claim.storage_class):
+        raise InvalidArgument(f"{claim.storage_class!r} cannot be the name of a StorageClass")
     with visiting(config) as engine:
         host = LinuxHost()
         adopter = Adopter(host, engine.pools, Executor(host, crash_point(config.crash_point)), time.time)

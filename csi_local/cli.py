@@ -244,6 +244,8 @@ def _adopt(arguments: argparse.Namespace, flags: dict[str, object]) -> int:
         access_mode=arguments.access_mode,
         read_only=arguments.read_only,
     )
+    if not arguments.path:
+        raise InvalidArgument("PATH is empty: say which directory is to be a volume")
     path = str(Path(arguments.path).absolute())
     size = adopt.parse_size(arguments.size)
     pool = arguments.record_in

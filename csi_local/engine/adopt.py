@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from csi_local.engine.execute import Executor
 from csi_local.engine.observe import mount_under
@@ -16,10 +17,12 @@ from csi_local.engine.pools import Pools
 from csi_local.host.api import Host
 from csi_local.model.errors import AlreadyExists, DriverError, FailedPrecondition, InvalidArgument, NotFound
 from csi_local.model.observed import FileInfo, FileKind
+from csi_local.model.pool import PoolKind
 from csi_local.model.quantity import MIB, Bytes, format_bytes
 from csi_local.model.volume import BackendKind, QuotaMode, VolumeRecord, check_name, volume_id
 from csi_local.plan import life
 from csi_local.plan.adopting import unadoptable
+from csi_local.store.layout import Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +57,7 @@ class Adopter:
 
         Raises:
             InvalidArgument: it is no directory, or one that must not be a volume.
-            AlreadyExists: the name is that of another volume, or the volume has another size.
+            AlreadyExists: the name is that of another volume, or the volume has another size or is another pool's.
             Unavailable: a pool is missing that might have the name.
         """
         path, found = self._resolve(request.path)
@@ -66,6 +69,8 @@ class Adopter:
         there = pool.store.load(record.id)
         if there.adopted != path or not there.adopted_is(found):
             raise AlreadyExists(f"volume {record.id} exists, and is not {path}; choose another name")
+        if request.pool not in ("", pool.spec.name):
+            raise AlreadyExists(f"{path} is volume {record.id} already, and pool {pool.spec.name} has its record")
         if request.size is not None and there.size != record.size:
             raise AlreadyExists(f"{path} is volume {record.id} already, of {format_bytes(there.size)}")
         pool.store.sync(record.id)
@@ -102,12 +107,23 @@ class Adopter:
     def _make(self, request: AdoptRequest, record: VolumeRecord, found: FileInfo) -> tuple[str, VolumeRecord]:
         path = record.adopted
         under = mount_under(path, self._host.mounts())
-        roots = {pool.spec.name: self._host.real_path(pool.root) for pool in self._pools.all()}
-        if why := unadoptable(path, under.filesystem if under else "", roots, self._adopted()):
+        if why := unadoptable(path, under.filesystem if under else "", self._places(path), self._adopted()):
             raise InvalidArgument(f"{path} cannot be adopted: {why}")
         pool = self._choose(request.pool, found)
         self._executor.run("adopt", life.adopt(record, pool.layout))
         return pool.spec.name, record
+
+    def _places(self, path: str) -> dict[str, str]:
+        """Where pools are, with their names: of this driver, open or not, and of others that *path* is in."""
+        above = [path, *map(str, PurePosixPath(path).parents)]
+        found = {top: f"at {top}" for top in above if self._is_pool(Layout(top))}
+        configured = {spec.target: spec.name for spec in self._pools.specs if spec.kind is not PoolKind.DEVICE}
+        opened = {pool.root: pool.spec.name for pool in self._pools.all()}
+        ours = {self._host.real_path(place): name for place, name in {**configured, **opened}.items()}
+        return {**found, **ours}
+
+    def _is_pool(self, layout: Layout) -> bool:
+        return all(self._host.stat(path) is not None for path in (layout.pool_file, layout.volumes))
 
     def _adopted(self) -> dict[str, str]:
         """The directories that are volumes already."""

@@ -123,6 +123,11 @@ class Pools:
         """The pools that are not open and why, or ""."""
         return "; ".join(f"{name}: {why}" for name, why in dict(self._missing).items())
 
+    @property
+    def specs(self) -> Sequence[PoolSpec]:
+        """What was configured, open or not."""
+        return self._specs
+
     def all(self) -> list[Pool]:
         """The open pools."""
         return list(self._open.values())

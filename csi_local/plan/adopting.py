@@ -24,11 +24,11 @@ _OF_A_POOL = re.compile(
 )
 
 
-def unadoptable(path: str, filesystem: str, pools: dict[str, str], adopted: dict[str, str]) -> str:
+def unadoptable(path: str, filesystem: str, places: dict[str, str], adopted: dict[str, str]) -> str:
     """Why a directory must not become a volume, or "" where it may. *path* has no links in it.
 
-    *filesystem* is the type of the one that it is on, *pools* the top directories of the pools by their names, and
-    *adopted* the directories that are volumes already, by their ids.
+    *filesystem* is the type of the one that it is on, *places* the top directories and images of pools, each with the
+    pool's name, and *adopted* the directories that are volumes already, by their ids.
     """
     if path in _TOPS or any(_within(path, place) for place in _SYSTEM):
         return "it belongs to the system"
@@ -36,7 +36,7 @@ def unadoptable(path: str, filesystem: str, pools: dict[str, str], adopted: dict
         return f"it is on a {filesystem}, which is no place for data that must last"
     if _OF_A_POD.search(path):
         return "it belongs to a pod, or to a volume of one"
-    for name, root in pools.items():
+    for root, name in places.items():
         if _within(root, path):
             return f"pool {name} is in it, or is it"
         if _within(path, root) and _OF_A_POOL.fullmatch(path[len(root) :].lstrip("/").partition("/")[0]):

@@ -253,7 +253,7 @@ class TestExchanged:
 
 
 class TestRefused:
-    POOLS = {"big": "/mnt/hdd", "fast": "/run/csi-local/pools/fast"}  # noqa: RUF012
+    POOLS = {"/mnt/hdd": "big", "/run/csi-local/pools/fast": "fast", "/var/pools/fast.img": "fast"}  # noqa: RUF012
     TAKEN = {"logs": "/srv/logs"}  # noqa: RUF012
 
     @pytest.mark.parametrize(
@@ -263,6 +263,7 @@ class TestRefused:
             "/tmp", "/var/lib/kubelet", "/var/lib/kubelet/pods/1/volumes/x", "/data/pods/1/volumes/x/y",
             "/k/plugins/kubernetes.io/csi/x", "/mnt/hdd", "/mnt/hdd/volumes", "/mnt/hdd/volumes/x/data",
             "/mnt/hdd/.new-x", "/mnt/hdd/.trash-x.1", "/mnt/hdd/snapshots", "/srv/logs", "/srv/logs/app", "/srv",
+            "/var/pools",
         ],
     )  # fmt: skip
     def test_places(self, path: str) -> None:
@@ -293,6 +294,31 @@ class TestRefused:
             driver.adopter.adopt(AdoptRequest(path="/srv/innocent"))
         assert driver.adopter.adopt(AdoptRequest(path="/srv/short"))[1].adopted == HERE
 
+    @pytest.mark.parametrize("path", ["/srv/strange", "/srv/strange/volumes", "/srv/strange/volumes/x/data"])
+    def test_the_pools_of_others(self, path: str) -> None:
+        """Whoever adopts may say less of the pools on this machine than those who serve them."""
+        driver = rig()
+        driver.host.make_dirs("/srv/strange/volumes/x/data")
+        driver.host.make_file("/srv/strange/pool.json")
+        with pytest.raises(InvalidArgument, match="pool at /srv/strange"):
+            driver.adopter.adopt(AdoptRequest(path=path))
+
+    def test_where_the_image_of_a_pool_is(self) -> None:
+        driver = Rig("pool=image:/srv/data/a.img,size=1Gi")
+        driver.host.make_dirs("/srv/data")
+        driver.start()
+        with pytest.raises(InvalidArgument, match="pool pool is in it"):
+            driver.adopter.adopt(AdoptRequest(path="/srv/data"))
+
+    def test_a_record_stays_where_it_is(self) -> None:
+        driver = Rig("a=image:/pools/a.img,size=1Gi", "b=image:/pools/b.img,size=1Gi")
+        driver.host.make_dirs(HERE)
+        driver.start()
+        asked = AdoptRequest(path=HERE, pool="a")
+        assert driver.adopter.adopt(asked) == driver.adopter.adopt(asked)
+        with pytest.raises(AlreadyExists, match="pool a has its record"):
+            driver.adopter.adopt(AdoptRequest(path=HERE, pool="b"))
+
     def test_which_pool(self) -> None:
         driver = rig()
         driver.host.make_dirs("/pools/other")
@@ -304,9 +330,16 @@ class TestRefused:
         with pytest.raises(FailedPrecondition):
             two.adopter.adopt(AdoptRequest(path="/pools/other", pool="c"))
 
-    @pytest.mark.parametrize("word", ["--name=Data_1", "--claim=a/b", "--namespace=..", "--size=0", "--size=much"])
+    @pytest.mark.parametrize(
+        "word", ["--name=Data_1", "--claim=a/b", "--namespace=..", "--size=0", "--size=much", "--storage-class=A b"]
+    )
     def test_words(self, word: str) -> None:
         assert main(["adopt", "/nowhere", "--pool", "a=path:/nowhere", word]) == 2
+
+    def test_a_path_that_a_shell_left_empty(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """It would be the directory that the shell is in."""
+        assert main(["adopt", "", "--pool", "a=path:/nowhere"]) == 2
+        assert "PATH is empty" in capsys.readouterr().err
 
 
 class TestManifests:
