@@ -3,16 +3,20 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from csi_local import __version__, config
 from csi_local.model.errors import DriverError, InvalidArgument
 from csi_local.model.parameters import parse_parameters
 from csi_local.model.quantity import parse_bytes
+from csi_local.model.text import on_one_line
 from csi_local.model.volume import AccessMode, BlockAccess, Capability, CapacityRange, MountAccess
 from csi_local.plan.request import VolumeRequest
 
-EXIT_ERROR, EXIT_USAGE = 1, 2
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+_LONGEST = 2000
+"""Characters of an error: it may quote what somebody gave."""
 _ACCESS_MODES = ("ReadWriteOnce", "ReadWriteOncePod", "ReadOnlyMany")
 _DEMO_DIR = "/var/tmp"  # noqa: S108 (a temporary directory of its own is made there)
 _OF_COMMANDS = """run command output size param block dir repair path name namespace claim storage_class access_mode
@@ -36,13 +40,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     flags = {key: value for key, value in vars(arguments).items() if key not in _NOT_SETTINGS}
     try:
-        return int(arguments.run(arguments, flags) or 0)
-    except InvalidArgument as error:
-        print(f"csi-local: {error}", file=sys.stderr)
-        return EXIT_USAGE
-    except DriverError as error:
-        print(f"csi-local: {error}", file=sys.stderr)
+        status = int(arguments.run(arguments, flags) or 0)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has seen enough
         return EXIT_ERROR
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except InvalidArgument as error:
+        return _failed(str(error), EXIT_USAGE)
+    except (DriverError, OSError) as error:
+        return _failed(str(error), EXIT_ERROR)
+    return status
+
+
+def _failed(why: str, status: int) -> int:
+    """Say why, on one line that a terminal bears; what somebody else wrote is in it."""
+    first, *rest = why.split("\n")  # the demo's end of a log
+    shown = first if len(first) <= _LONGEST else f"{first[:_LONGEST]}…"
+    with suppress(OSError):
+        print("\n".join(map(on_one_line, (f"csi-local: {shown}", *rest))), file=sys.stderr)
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:

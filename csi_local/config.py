@@ -3,10 +3,12 @@
 import os
 import re
 import socket
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from reprlib import repr as shortly
 from typing import Any
 
 from csi_local.kube.credentials import Credentials, from_kubeconfig, in_cluster
@@ -27,6 +29,8 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 
 _NODE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_MAX_FILE = 1 << 20
 _MAX_LIMIT = 1 << 20
 _MAX_PORT = 65535
 
@@ -80,6 +84,8 @@ def load(flags: Mapping[str, Any], role: Role = Role.ALONE) -> Config:
     Raises:
         InvalidArgument: something is missing or wrong; the message says where.
     """
+    if flags.get("config") == "":
+        raise InvalidArgument("--config is empty: say which file")
     path = flags.get("config") or os.environ.get("CSI_LOCAL_CONFIG") or _default_file(flags)
     values = _read(path) if path else {}
     values |= {key: value for key, value in flags.items() if value not in (None, []) and key != "config"}
@@ -105,7 +111,7 @@ def load(flags: Mapping[str, Any], role: Role = Role.ALONE) -> Config:
         http_address=_address(str(values.get("http_address", address))),
         kubelet_dir=kubelet_dir,
         registration=_choice(_plain(values.get("registration", "yes")), ("yes", "no"), "registration") == "yes",
-        namespace=str(values.get("namespace") or os.environ.get("NAMESPACE") or DEFAULT_NAMESPACE),
+        namespace=_namespace(str(values.get("namespace") or os.environ.get("NAMESPACE") or DEFAULT_NAMESPACE)),
         credentials=None if role is Role.ALONE else _credentials(str(values.get("kubeconfig", ""))),
         keys=_keys(values),
         crash_point=os.environ.get("CSI_LOCAL_CRASH_POINT", ""),
@@ -153,15 +159,42 @@ _KNOWN = (
 )
 
 
-def _read(path: str) -> dict[str, Any]:
+def _yaml(path: str) -> object:
+    """What is in a YAML file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not YAML, too long, too deep, or gives a key of a mapping twice. It quotes the file.
+    """
     import yaml  # noqa: PLC0415 (a driver that is run by flags need not carry it in memory)
 
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: ANN401, FBT001, FBT002 (its)
+            """As it was, but no key twice: the last of them would be taken without a word."""
+            keys = Counter((key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            if twice := [name for (_, name), times in keys.items() if times > 1]:
+                raise ValueError(f"{twice[0]!r} is given twice")
+            return super().construct_mapping(node, deep=deep)
+
+    with Path(path).open("rb") as file:
+        data = file.read(_MAX_FILE + 1)
+    if len(data) > _MAX_FILE:
+        raise ValueError(f"it is longer than {_MAX_FILE >> 20} MiB")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        return yaml.load(data.decode(), Loader)  # noqa: S506 (a safe one)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except (yaml.YAMLError, AttributeError, LookupError, TypeError) as error:  # the others: !!timestamp x and such
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        content = _yaml(path) or {}
     except OSError as error:
         raise InvalidArgument(f"configuration {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"configuration {path} is not YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise InvalidArgument(f"configuration {path} is not YAML as it is needed: {error}") from None
     if not isinstance(content, dict):
         raise InvalidArgument(f"configuration {path} must be a mapping")
     values: dict[str, Any] = {}
@@ -169,6 +202,8 @@ def _read(path: str) -> dict[str, Any]:
         key = _KEYS.get(str(name).replace("-", "").replace("_", "").lower())
         if key is None or key in values:
             raise InvalidArgument(f"configuration {path}: {name!r} is unknown or given twice; there are {_KNOWN}")
+        if key != "pool" and not isinstance(value, str | int | float):
+            raise InvalidArgument(f"configuration {path}: {name} is not a plain value: {shortly(value)}")
         values[key] = value
     if not isinstance(values.get("pool", []), list):
         raise InvalidArgument(f"configuration {path}: pools must be a list")
@@ -180,20 +215,20 @@ def _pool(item: object) -> PoolSpec:
     if isinstance(item, str):
         return parse_pool(item)
     if not isinstance(item, dict):
-        raise InvalidArgument(f"pool {item!r} must be a string or a mapping")
+        raise InvalidArgument(f"pool {shortly(item)} must be a string or a mapping")
     options = {str(key): _plain(value) for key, value in item.items()}
     kinds = [str(kind) for kind in PoolKind if kind in options]
     name = options.pop("name", "")
     if not name or len(kinds) != 1:
-        raise InvalidArgument(f"pool {item!r} needs a name, and one of path, image and device")
+        raise InvalidArgument(f"pool {shortly(item)} needs a name, and one of path, image and device")
     return pool_spec(name, kinds[0], options.pop(kinds[0]), options)
 
 
 def _plain(value: object) -> str:
     if isinstance(value, bool):  # what YAML makes of yes and no
         return "yes" if value else "no"
-    if isinstance(value, dict | list) or value is None:
-        raise InvalidArgument(f"{value!r} is not a plain value")
+    if not isinstance(value, str | int | float):
+        raise InvalidArgument(f"not a plain value: {shortly(value)}")
     return str(value)
 
 
@@ -206,24 +241,27 @@ def _node(name: str) -> str:
     return name
 
 
+def _namespace(name: str) -> str:
+    if not _LABEL.fullmatch(name):
+        raise InvalidArgument(f"namespace {name!r}: it has lower-case letters, digits and '-', at most 63")
+    return name
+
+
 def _directory(value: object, what: str) -> str:
     path = str(value)
-    if not path.startswith("/") or ".." in path.split("/"):
-        raise InvalidArgument(f"{what} {path!r} must be an absolute path")
+    if not path.startswith("/") or ".." in path.split("/") or not path.isprintable():
+        raise InvalidArgument(f"{what} {path!r} must be an absolute path, without '..' or what cannot be printed")
     return path.rstrip("/") or "/"
 
 
 def _credentials(path: str) -> Credentials:
     """What a kubeconfig says, or what every pod is given."""
     if path:
-        import yaml  # noqa: PLC0415 (likewise)
-
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-            return from_kubeconfig(content, str(Path(path).parent))
+            return from_kubeconfig(_yaml(path), str(Path(path).parent))
         except OSError as error:
             raise InvalidArgument(f"kubeconfig {path}: {error.strerror}") from None
-        except (yaml.YAMLError, UnicodeDecodeError):  # none of its text: it holds secrets
+        except ValueError:  # none of its text: it holds secrets
             raise InvalidArgument(f"kubeconfig {path} is not YAML") from None
         except InvalidArgument as error:
             raise InvalidArgument(f"kubeconfig {path}: {error}") from None

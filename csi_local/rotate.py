@@ -25,7 +25,8 @@ def rotate(config: Config, volume: str, old_file: str, new_file: str) -> int:
 
 def _key(path: str) -> Secret:
     try:
-        key = without_newline(Path(path).read_bytes())
+        with Path(path).open("rb") as file:
+            key = without_newline(file.read(MAX_KEY + 2))
     except OSError as error:
         raise InvalidArgument(f"key file {path}: {error.strerror}") from None
     if not 0 < len(key) <= MAX_KEY:

@@ -16,7 +16,7 @@ from tabulate import tabulate
 from csi_local.demo import pod
 from csi_local.host import run as programs
 from csi_local.host.linux import LinuxHost
-from csi_local.model.errors import DriverError, FailedPrecondition
+from csi_local.model.errors import DriverError, FailedPrecondition, InvalidArgument
 from csi_local.model.quantity import GIB, MIB, format_bytes
 from csi_local.rpc.client import CallFailed, Client
 
@@ -97,7 +97,10 @@ def _interrupted(_number: int, _frame: object) -> None:
 
 @contextmanager
 def _temporary(directory: str) -> Iterator[_Demo]:
-    demo = _Demo(Path(tempfile.mkdtemp(prefix="csi-local-demo.", dir=directory)))
+    try:
+        demo = _Demo(Path(tempfile.mkdtemp(prefix="csi-local-demo.", dir=Path(directory).absolute())))
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"--dir {directory}: {getattr(error, 'strerror', error)}") from None
     try:
         yield demo
     finally:

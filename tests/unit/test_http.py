@@ -144,3 +144,8 @@ def test_a_disk_that_hangs(health: Health) -> None:
 def test_an_address_that_is_taken(server: HttpServer, health: Health) -> None:
     with pytest.raises(Unavailable, match=f"{LOCAL}:{server.port}"):
         HttpServer((LOCAL, server.port), health.pages()).start()
+
+
+def test_an_address_that_cannot_be_said(health: Health) -> None:
+    with pytest.raises(Unavailable, match="http address"):
+        HttpServer(("\udcff", 1), health.pages()).start()
