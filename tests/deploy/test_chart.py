@@ -278,7 +278,7 @@ def _misplaced() -> Iterator[tuple[str, str]]:
         yield _group(path % ("a", place)), system
         yield _group(image % ("a", f"{place}.img")), system
     more = "holds more than the pool"
-    yield _group(path % ("a", "/mnt")), more
+    yield _group(path % ("a", "/opt")), more
     yield _group(path % ("a", "/var/lib")), more
     yield _group(image % ("a", "/var/lib/a.img")), more
     apart = 'pool "b": {} is that of pool "a", is in it or holds it'

@@ -68,7 +68,7 @@ app.kubernetes.io/component: node
 {{- $kubelet := clean .root.Values.kubeletDir }}
 {{- $run := clean .root.Values.runDir }}
 {{- $system := list "/bin" "/boot" "/dev" "/etc" "/lib" "/lib32" "/lib64" "/libx32" "/proc" "/run" "/sbin" "/sys" "/tmp" "/usr" $kubelet $run }}
-{{- $tops := list "/" "/home" "/media" "/mnt" "/opt" "/root" "/srv" "/var" "/var/lib" "/var/log" "/var/tmp" }}
+{{- $tops := list "/" "/home" "/opt" "/root" "/var" "/var/lib" "/var/log" "/var/tmp" }}
 {{- $names := list }}
 {{- $devices := list }}
 {{- $places := dict }}
