@@ -23,7 +23,7 @@ from csi_local.kube.desired import Desired
 from csi_local.kube.events import Events
 from csi_local.kube.group_kind import GroupKind
 from csi_local.kube.kind import Kind, V
-from csi_local.kube.nodes import Nodes
+from csi_local.kube.nodes import Nodes, in_cluster
 from csi_local.kube.pools import LEASE_S, POOLS_PAUSE_S, POOLS_S, Beat, NodeLease, PoolReports
 from csi_local.kube.remote import Remote
 from csi_local.kube.remote_groups import RemoteGroups
@@ -65,7 +65,7 @@ class ClusterView:
         pools = Cache(api, resources.POOLS)
         leases = Cache(api, resources.leases(config.namespace), selector=resources.NODE_LABEL)
         self._caches = {"pools": pools, "leases": leases}
-        nodes = Nodes(leases, pools)
+        nodes = Nodes(leases, pools, partial(in_cluster, api))
         volumes = self._desired(resources.VOLUMES, nodes, "volume")
         groups = self._desired(resources.GROUPS, nodes, "group")
         self.groups = RemoteGroups(groups, volumes)

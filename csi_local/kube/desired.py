@@ -127,6 +127,7 @@ class Desired:
 
         Raises:
             Unavailable: the node is not there.
+            NotFound: it has left the cluster.
             Busy: not within the time.
         """
         node, what = node_of(found), f"{self._noun} {name_of(found)}"
@@ -156,6 +157,7 @@ class Desired:
 
         Raises:
             Unavailable: its node is not there.
+            NotFound: it has left the cluster.
             Busy: it has not answered within the time; asked again, this goes on where it was.
             DriverError: what it has answered.
         """
@@ -164,6 +166,8 @@ class Desired:
             while True:
                 if found is None:
                     found, asked = self.post(begin()), True
+                elif (wanted_absent(found) or not made(found)) and self.nodes.removed(node_of(found)):
+                    found = self.forget(found)
                 elif wanted_absent(found):
                     found = self.wait_gone(found, until)
                 else:
@@ -219,12 +223,19 @@ class Desired:
                         self.write(found, {"state": PRESENT})  # it stays: nobody may find it removed later
                     raise error
                 elif self.nodes.removed(node_of(found)):
-                    node = node_of(found)
-                    _log.warning("%s %s is forgotten: node %s has left the cluster", self._noun, name, node)
-                    found = self._forget(found)
+                    found = self.forget(found)
                 else:
                     self.wait(found, until, gone_or_refused)
                     found = self.known(name)
+
+    def forget(self, found: Object) -> Object | None:
+        """Take a resource away whose node has left the cluster: it will do and answer nothing any more.
+
+        What is there then: nothing, or what somebody else has made of it meanwhile.
+        """
+        name, node = name_of(found), node_of(found)
+        _log.warning("%s %s is forgotten: node %s has left the cluster", self._noun, name, node)
+        return self._forget(found)
 
     def _forget(self, found: Object) -> Object | None:
         """Take a resource away and touch no data. What is left of it, where somebody has changed it meanwhile."""

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from csi_local.kube.api import Object
+from csi_local.kube.api import Api, Object
 from csi_local.kube.cache import Cache
 from csi_local.kube.pool_resource import pool_view
-from csi_local.kube.resources import lease_name, node_of
+from csi_local.kube.resources import NODES, lease_name, node_of
 from csi_local.model.accessibility import Accessibility
-from csi_local.model.errors import Unavailable
+from csi_local.model.errors import NotFound, Unavailable
 from csi_local.model.parameters import ClassParameters
 from csi_local.model.pool import PoolView
 from csi_local.model.quantity import Bytes
@@ -50,6 +50,19 @@ class Choice:
     why: str
 
 
+def in_cluster(api: Api, node: str) -> bool:
+    """Whether the cluster has a Node of that name, as the API has it now.
+
+    Raises:
+        Unavailable: the API does not answer, or does not let us ask.
+    """
+    try:
+        api.get(NODES, node)
+    except NotFound:
+        return False
+    return True
+
+
 class Nodes:
     """What leases and pools say of the nodes."""
 
@@ -57,11 +70,16 @@ class Nodes:
         self,
         leases: Cache,
         pools: Cache,
+        in_cluster: Callable[[str], bool],
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """*clock* is for a node's first lease alone: then it is told by the change of it, not by the node's clock."""
+        """*in_cluster* asks the API whether a node is in the cluster.
+
+        *clock* is for a node's first lease alone: then it is told by the change of it, not by the node's clock.
+        """
         self._leases, self._clock, self._monotonic = leases, clock, monotonic
+        self._in_cluster = in_cluster
         self._guard = threading.Lock()
         self._renewed: dict[str, float | None] = {}
         self._views: dict[str, dict[str, PoolView]] = {}
@@ -109,13 +127,22 @@ class Nodes:
 
         Raises:
             Unavailable: it is not; *what* of it is wanted.
+            NotFound: it has left the cluster, and *what* with it.
         """
+        if self.removed(node):
+            raise NotFound(f"node {node}, which had {what}, has left the cluster")
         if not self.alive(node):
             raise Unavailable(f"node {node}, which has {what}, is not there; it goes on when the node is back")
 
     def removed(self, node: str) -> bool:
-        """Whether a node has left the cluster: then its Node is gone, and with it its lease and its pools."""
-        return lease_name(node) not in self._renewed and not self._views.get(node)
+        """Whether a node has left the cluster: it is silent, and the API says that there is no such Node.
+
+        What a cache does not have is no proof: leases and pools are also deleted by hand, and made anew.
+
+        Raises:
+            Unavailable: the API does not answer.
+        """
+        return not self.alive(node) and not self._in_cluster(node)
 
     def choose(
         self, parameters: ClassParameters, shape: Shape, size: Bytes, where: Accessibility, passed: Mapping[str, str]

@@ -52,7 +52,7 @@ def node_that_has(volumes: Desired, shown: str) -> str:
     """The node of a volume, of which something is wanted there.
 
     Raises:
-        NotFound: there is no such volume.
+        NotFound: there is no such volume, or its node has left the cluster.
         Unavailable: its node is not there.
     """
     volume = known_id(shown)
@@ -93,7 +93,7 @@ class Remote:
         Raises:
             InvalidArgument, OutOfRange: the request cannot be met anywhere.
             AlreadyExists: the name is taken by a different volume.
-            NotFound: what it is to be made from is not there.
+            NotFound: what it is to be made from is not there, or was on a node that has left the cluster.
             ResourceExhausted: no node that it may be on has room, or is there, or has what it is to be made from; or
                 not the one where a pod waits for it.
             Unavailable: the node that has what it is to be made from is not there.
@@ -175,7 +175,7 @@ class Remote:
         """Have its node make a volume larger; return its size, and whether the node still has something to do.
 
         Raises:
-            NotFound: there is no such volume.
+            NotFound: there is no such volume, or its node has left the cluster.
             InvalidArgument, OutOfRange: the size asked for cannot be delivered.
             ResourceExhausted: its pool has no room for that.
         """
@@ -226,6 +226,9 @@ class _Creation:
         """Go on until a node has made it, or none can."""
         found = self._volumes.known(self._name)
         while True:
+            if found is not None and self._volumes.nodes.removed(node_of(found)):
+                found = self._volumes.forget(found)  # made or not: who asks for a volume has not been given one there
+                continue
             if found is None:
                 found = self._begin()
             if made(found) and not wanted_absent(found):
@@ -314,7 +317,7 @@ class _Creation:
         """The one node that can make a copy: that of the source, be there room or not; a pod that waits follows.
 
         Raises:
-            NotFound: there is no such source.
+            NotFound: there is no such source, or its node has left the cluster.
             ResourceExhausted: that node refuses, or is none of those where the volume may be.
             Unavailable: it is not there.
         """

@@ -26,7 +26,7 @@ class RemoteGroups:
 
         Raises:
             InvalidArgument: no volume is named.
-            NotFound: a volume is not there.
+            NotFound: a volume is not there, or its node has left the cluster.
             AlreadyExists: the name is taken by a group of other volumes.
             FailedPrecondition: the volumes are on several nodes.
             Unavailable: their node is not there.

@@ -30,7 +30,7 @@ class RemoteSnapshots:
         """Have its volume's node take a snapshot, or find the one that an identical request took.
 
         Raises:
-            NotFound: there is no such volume.
+            NotFound: there is no such volume, or its node has left the cluster.
             AlreadyExists: the name is taken by a snapshot of another volume.
             Unavailable: the volume's node is not there.
             Busy: it has not answered within *patience_s*; asked again, this goes on where it was.

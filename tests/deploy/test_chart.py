@@ -163,6 +163,11 @@ def test_an_account_may_do_nothing_to_everything() -> None:
             assert role["metadata"]["name"] == "csi-local-node" or not _answers(rule)
 
 
+def test_the_controller_may_ask_whether_a_node_has_left() -> None:
+    rules = of_kind(rendered(), "ClusterRole")["csi-local-controller"]["rules"]
+    assert {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get"]} in rules
+
+
 def test_nodes_read_those_secrets_that_are_named_and_no_others() -> None:
     roles = [one for one in rendered("--values", EVERYTHING) if one["kind"] == "Role"]
     rules = [(one["metadata"]["namespace"], rule) for one in roles for rule in one["rules"]]

@@ -56,6 +56,8 @@ class Node:
         self._stopping = threading.Event()
         self._cache.listen(lambda _name, _old, _new: self._due.set())
         self._thread = threading.Thread(target=self._run, daemon=True)
+        with suppress(Refused):
+            server.create(resources.NODES, {"metadata": {"name": name}})
         self.renew()
         self.show_room()
 

@@ -15,7 +15,7 @@ from csi_local.kube import resources
 from csi_local.kube.api import Api
 from csi_local.kube.cache import Cache
 from csi_local.kube.desired import Desired
-from csi_local.kube.nodes import Nodes
+from csi_local.kube.nodes import Nodes, in_cluster
 from csi_local.kube.remote import Remote
 from csi_local.kube.volume_resource import adopted_volume, capacity_range
 from csi_local.kube.waiting import SELECTED_NODE, awaited
@@ -66,7 +66,7 @@ class Cluster:
         api = Api(self.server.credentials)
         volumes, pools = Cache(api, resources.VOLUMES), Cache(api, resources.POOLS)
         leases = Cache(api, resources.leases(NAMESPACE))
-        nodes = Nodes(leases, pools, monotonic=lambda: time.monotonic() + self.ahead)
+        nodes = Nodes(leases, pools, partial(in_cluster, api), monotonic=lambda: time.monotonic() + self.ahead)
         self._stack.callback(api.close)
         for cache in (volumes, pools, leases):
             cache.start()
@@ -74,6 +74,12 @@ class Cluster:
             assert cache.wait_synced(5)
         desired = Desired(api, resources.VOLUMES, volumes, nodes, noun="volume")
         return Remote(desired, awaited=partial(awaited, api))
+
+    def lose(self, node: Node) -> None:
+        """Have a node say nothing any more, and its Node deleted; nobody has collected what it left in the API."""
+        node.awake.clear()
+        self.server.delete(resources.NODES, node.name)
+        self.ahead = LATER_S
 
     def volumes(self) -> list[dict[str, Any]]:
         """The LocalVolumes there are."""
@@ -282,6 +288,37 @@ class TestCreate:
         cluster.soon(lambda: controller.nodes.alive("gone"))
         assert controller.create(request(), PATIENCE_S).node == "gone"
 
+    def test_a_node_that_has_left_the_cluster(self, cluster: Cluster) -> None:
+        gone, controller = cluster.node("gone"), cluster.controller()
+        gone.awake.clear()
+        with pytest.raises(Busy):
+            controller.create(request(), SHORT_S)
+        cluster.lose(gone)
+        with pytest.raises(ResourceExhausted):
+            controller.create(request(), SHORT_S, on("gone"))
+        assert cluster.volumes() == []
+
+    def test_a_volume_that_left_the_cluster_before_its_claim_had_it(self, cluster: Cluster) -> None:
+        gone, other = cluster.node("gone"), cluster.node("other")
+        controller = cluster.controller()
+        assert controller.create(request(), PATIENCE_S, on("gone")).node == "gone"
+        cluster.lose(gone)
+        other.renew()
+        cluster.soon(lambda: controller.nodes.alive("other"))
+        assert controller.create(request(), PATIENCE_S, on("gone", "other")).node == "other"
+
+    def test_a_name_that_was_deleted_on_a_node_that_has_left(self, cluster: Cluster) -> None:
+        gone, other = cluster.node("gone"), cluster.node("other")
+        controller = cluster.controller()
+        controller.create(request(), PATIENCE_S, on("gone"))
+        gone.awake.clear()
+        with pytest.raises(Busy):
+            controller.delete("pvc-1", SHORT_S)
+        cluster.lose(gone)
+        other.renew()
+        cluster.soon(lambda: controller.nodes.alive("other"))
+        assert controller.create(request(size=2 * GIB), PATIENCE_S, on("other")).node == "other"
+
     def test_a_lease_that_was_old_before(self, cluster: Cluster) -> None:
         node = cluster.node("a")
         node.renew(time.time() - LATER_S)
@@ -397,18 +434,39 @@ class TestDelete:
         controller.delete("pvc-1", SHORT_S)
 
     def test_node_that_has_left(self, cluster: Cluster) -> None:
+        """Whatever else of it is still in the API: an agent that outlives its Node makes its pools anew."""
+        node, controller = cluster.node("a"), cluster.controller()
+        controller.create(request(), PATIENCE_S)
+        cluster.lose(node)
+        with pytest.raises(NotFound, match="left the cluster"):
+            controller.expand("pvc-1", CapacityRange(required=2 * GIB), None, SHORT_S)
+        assert controller.capacity(request()).available == 0
+        controller.delete("pvc-1", SHORT_S)
+        assert cluster.volumes() == []
+        assert node.volumes
+
+    def test_node_that_has_left_nothing_but_its_name(self, cluster: Cluster) -> None:
+        """Leases and pools go by hand, too, and when a node is registered anew; its volumes are there."""
         node, controller = cluster.node("a"), cluster.controller()
         controller.create(request(), PATIENCE_S)
         node.awake.clear()
         cluster.server.delete(resources.leases(NAMESPACE), resources.lease_name("a"))
-        cluster.soon(lambda: not controller.nodes.alive("a"))
+        cluster.server.delete(resources.POOLS, resources.pool_resource_name("a", "fast"))
+        cluster.soon(lambda: not controller.nodes.alive("a") and not controller.nodes.views("a"))
         with pytest.raises(Unavailable):
             controller.delete("pvc-1", SHORT_S)
-        cluster.server.delete(resources.POOLS, resources.pool_resource_name("a", "fast"))
-        cluster.soon(lambda: controller.nodes.removed("a"))
-        controller.delete("pvc-1", SHORT_S)
-        assert cluster.volumes() == []
-        assert node.volumes
+        assert len(cluster.volumes()) == 1
+        node.awake.set()
+        cluster.soon(lambda: not node.volumes and not cluster.volumes())
+
+    def test_whether_it_has_left_is_not_said(self, cluster: Cluster) -> None:
+        node, controller = cluster.node("a"), cluster.controller()
+        controller.create(request(), PATIENCE_S)
+        cluster.lose(node)
+        cluster.server.refuse("GET", 403)  # the volume's own resource is in the cache
+        with pytest.raises(Unavailable, match="403"):
+            controller.delete("pvc-1", SHORT_S)
+        assert len(cluster.volumes()) == 1
 
     def test_made_by_another_controller_a_moment_ago(self, cluster: Cluster) -> None:
         node = cluster.node("a")

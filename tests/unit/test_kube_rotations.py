@@ -68,7 +68,7 @@ class Both(Scene):
         """Add a controller."""
         api = Api(self.cluster.credentials)
         volumes, pools, leases = (Cache(api, one) for one in (VOLUMES, resources.POOLS, resources.leases("csi-local")))
-        claims = Claims(api, Desired(api, VOLUMES, volumes, Nodes(leases, pools), noun="volume"))
+        claims = Claims(api, Desired(api, VOLUMES, volumes, Nodes(leases, pools, lambda _node: True), noun="volume"))
         self._stack.callback(api.close)
         for part in (volumes, claims):
             self._stack.callback(part.stop)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,7 +16,7 @@ from csi_local.kube import resources
 from csi_local.kube.api import Api
 from csi_local.kube.cache import Cache
 from csi_local.kube.desired import Desired
-from csi_local.kube.nodes import Nodes
+from csi_local.kube.nodes import Nodes, in_cluster
 from csi_local.kube.remote import Remote
 from csi_local.kube.remote_groups import RemoteGroups
 from csi_local.kube.remote_snapshots import RemoteSnapshots
@@ -96,7 +97,12 @@ class Controller:
             "lease": resources.leases(NAMESPACE),
         }
         caches = {noun: Cache(api, collection) for noun, collection in collections.items()}
-        self.nodes = Nodes(caches["lease"], caches["pool"], monotonic=lambda: time.monotonic() + self._ahead)
+        self.nodes = Nodes(
+            caches["lease"],
+            caches["pool"],
+            partial(in_cluster, api),
+            monotonic=lambda: time.monotonic() + self._ahead,
+        )
         for cache in caches.values():
             cache.start()
             stack.callback(cache.stop)
@@ -141,6 +147,7 @@ class Cluster:
 
     def node(self, name: str, pools: tuple[str, ...] = NEAR) -> Member:
         """Add a node."""
+        self.server.create(resources.NODES, {"metadata": {"name": name}})
         member = Member(self.server, name, pools)
         member.start()
         self._stack.callback(member.stop)
@@ -152,6 +159,12 @@ class Cluster:
     def controller(self) -> Controller:
         """Add a controller."""
         return Controller(self._stack, self.server)
+
+    def lose(self, name: str, node: Member, controller: Controller) -> None:
+        """Have a node leave the cluster; nobody has collected what it left in the API."""
+        node.stop()
+        self.server.delete(resources.NODES, name)
+        controller.later()
 
     def there(self, collection: str = resources.SNAPSHOTS) -> list[str]:
         """The resources there are."""
@@ -276,13 +289,27 @@ class TestSnapshots:
         node, controller = cluster.node("a"), cluster.controller()
         controller.volume()
         controller.snapshot()
-        node.stop()
-        cluster.server.lose(resources.POOLS, "a.loops")
-        cluster.server.lose(resources.leases(NAMESPACE), resources.lease_name("a"))
-        until(lambda: controller.nodes.removed("a"), "it is known")
+        cluster.lose("a", node, controller)
+        with pytest.raises(NotFound, match="left the cluster"):
+            controller.snapshot("other")
+        for kind, source in ((SourceKind.SNAPSHOT, "daily"), (SourceKind.VOLUME, "data")):
+            with pytest.raises(NotFound, match="left the cluster"):
+                controller.create(copy_of(kind, source))
         controller.snapshots.delete("daily", PATIENCE_S)
         assert cluster.there() == []
         assert [one.id for one in node.rig.snapshots.list("", 0)[0]] == ["daily"]
+
+    def test_one_that_was_not_taken_before_its_node_left_the_cluster(self, cluster: Cluster) -> None:
+        node, controller = cluster.node("a"), cluster.controller()
+        controller.volume()
+        node.stop()
+        with pytest.raises(Busy):
+            controller.snapshot(patience_s=0.1)
+        assert cluster.there() == ["daily"]
+        cluster.lose("a", node, controller)
+        with pytest.raises(NotFound, match="left the cluster"):
+            controller.snapshot()
+        assert cluster.there() == []
 
     def test_two_controllers_and_lost_answers(self, cluster: Cluster) -> None:
         cluster.node("a")
