@@ -241,8 +241,9 @@ class Desired:
         """Take a resource away and touch no data. What is left of it, where somebody has changed it meanwhile."""
         name, version = name_of(found), found["metadata"]["resourceVersion"]
         try:
-            self._api.patch(self._collection, name, {"metadata": {"resourceVersion": version, "finalizers": []}})
-            self._api.delete(self._collection, name)
+            freed = {"metadata": {"resourceVersion": version, "finalizers": []}}
+            version = self._api.patch(self._collection, name, freed)["metadata"]["resourceVersion"]
+            self._api.delete(self._collection, name, version=version)
         except NotFound:
             return None
         except Conflict:

@@ -61,9 +61,9 @@ class Cluster:
         self._stack.callback(node.stop)
         return node
 
-    def controller(self) -> Remote:
+    def controller(self, api: Api | None = None) -> Remote:
         """Add a controller, with its caches filled."""
-        api = Api(self.server.credentials)
+        api = api or Api(self.server.credentials)
         volumes, pools = Cache(api, resources.VOLUMES), Cache(api, resources.POOLS)
         leases = Cache(api, resources.leases(NAMESPACE))
         nodes = Nodes(leases, pools, partial(in_cluster, api), monotonic=lambda: time.monotonic() + self.ahead)
@@ -458,6 +458,33 @@ class TestDelete:
         assert len(cluster.volumes()) == 1
         node.awake.set()
         cluster.soon(lambda: not node.volumes and not cluster.volumes())
+
+    def test_what_another_controller_moves_meanwhile_is_not_forgotten(self, cluster: Cluster) -> None:
+        """It is another node's by then, which may have made and acknowledged it."""
+        gone, other = cluster.node("gone"), cluster.node("other")
+        gone.awake.clear()
+
+        class Late(Api):
+            def delete(self, collection: str, name: str, *, uid: str = "", version: str = "") -> None:
+                there = cluster.server.get(resources.VOLUMES, name)
+                if there["spec"]["nodeName"] == "gone":
+                    moved = {"metadata": {"labels": {resources.NODE_LABEL: "other"}}, "spec": {"nodeName": "other"}}
+                    cluster.server.patch(resources.VOLUMES, name, moved)
+                    cluster.server.until(
+                        resources.VOLUMES, name, lambda now: now is not None and resources.answered(now)
+                    )
+                super().delete(collection, name, uid=uid, version=version)
+
+        controller = cluster.controller(Late(cluster.server.credentials))
+        with pytest.raises(Busy):
+            controller.create(request(), SHORT_S, on("gone"))
+        cluster.lose(gone)
+        other.renew()
+        cluster.soon(lambda: controller.nodes.alive("other"))
+        assert controller.create(request(), PATIENCE_S, on("gone", "other")).node == "other"
+        assert other.removed == []
+        assert [one["metadata"]["name"] for one in cluster.volumes()] == ["pvc-1"]
+        assert cluster.server.requests.count(("POST", resources.VOLUMES)) == 1
 
     def test_whether_it_has_left_is_not_said(self, cluster: Cluster) -> None:
         node, controller = cluster.node("a"), cluster.controller()
