@@ -32,10 +32,12 @@ from csi_local.kube.rotations import KeyEngine, KeyRotations
 from csi_local.kube.snapshot_kind import SnapshotKind
 from csi_local.kube.volume_kind import VolumeKind
 from csi_local.kube.waiting import awaited
-from csi_local.model.errors import InvalidArgument
+from csi_local.model.errors import InvalidArgument, Unavailable
 
 _log = logging.getLogger(__name__)
 _TELL_S = 10.0
+_ORPHANS_S = 60.0
+"""Between two looks for what nodes that have left the cluster will never do."""
 _SNAPSHOT_WORKERS, _GROUP_WORKERS = 4, 2
 
 Check = Callable[[], str]
@@ -68,10 +70,13 @@ class ClusterView:
         nodes = Nodes(leases, pools, partial(in_cluster, api))
         volumes = self._desired(resources.VOLUMES, nodes, "volume")
         groups = self._desired(resources.GROUPS, nodes, "group")
+        snapshots = self._desired(resources.SNAPSHOTS, nodes, "snapshot")
         self.groups = RemoteGroups(groups, volumes)
-        self.snapshots = RemoteSnapshots(self._desired(resources.SNAPSHOTS, nodes, "snapshot"), groups, volumes)
+        self.snapshots = RemoteSnapshots(snapshots, groups, volumes)
         self.volumes = Remote(volumes, self.snapshots.origin, partial(awaited, api))
         self._claims = Claims(api, volumes)
+        self._desires = (volumes, snapshots, groups)
+        self._orphans = Beat("orphans", self._forget_orphans, _ORPHANS_S)
 
     def _desired(self, collection: str, nodes: Nodes, noun: str) -> Desired:
         cache = self._caches[f"{noun}s"] = Cache(self._api, collection)
@@ -84,8 +89,9 @@ class ClusterView:
 
     @property
     def alive(self) -> Mapping[str, Check]:
-        """Whether each cache's thread runs."""
-        return {name: cache.check_alive for name, cache in self._caches.items()} | {"claims": self._claims.check_alive}
+        """Whether each thread runs."""
+        own: Mapping[str, Check] = {"claims": self._claims.check_alive, "orphans": lambda: self._orphans.problem}
+        return {**{name: cache.check_alive for name, cache in self._caches.items()}, **own}
 
     @property
     def synced(self) -> Mapping[str, Check]:
@@ -97,6 +103,13 @@ class ClusterView:
         for cache in self._caches.values():
             cache.start()
         self._claims.start()
+        self._orphans.start()
+
+    def _forget_orphans(self) -> None:
+        if not self.ready:
+            raise Unavailable("not all is listed yet")
+        for one in self._desires:
+            one.forget_orphans()
 
     def wait(self) -> None:
         """Wait until all is known, however long the API is away."""
@@ -106,6 +119,7 @@ class ClusterView:
 
     def stop(self) -> None:
         """End."""
+        self._orphans.stop()
         self._claims.stop()
         for cache in self._caches.values():
             cache.stop()

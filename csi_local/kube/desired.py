@@ -25,6 +25,7 @@ from csi_local.kube.resources import (
     error_of,
     name_of,
     node_of,
+    told,
     wanted_absent,
 )
 from csi_local.model.errors import (
@@ -227,6 +228,21 @@ class Desired:
                 else:
                     self.wait(found, until, gone_or_refused)
                     found = self.known(name)
+
+    def forget_orphans(self) -> None:
+        """Forget what is to go, or was never made, on nodes that have left the cluster.
+
+        Where the CO has given a creation up, it will not ask for its deletion, nor can anybody else do it. What was
+        made stays until it is deleted: a claim may have it.
+
+        Raises:
+            Unavailable: the API does not answer.
+        """
+        orphans = [found for found in self.items() if wanted_absent(found) or not told(found)]
+        gone = {node for node in set(map(node_of, orphans)) if self.nodes.removed(node)}
+        for found in orphans:
+            if node_of(found) in gone:
+                self.forget(found)
 
     def forget(self, found: Object) -> Object | None:
         """Take a resource away whose node has left the cluster: it will do and answer nothing any more.

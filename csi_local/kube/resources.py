@@ -25,6 +25,9 @@ FINALIZER = f"{GROUP}/data"
 
 PRESENT, ABSENT = "Present", "Absent"
 
+_IDS = ("volumeId", "snapshotId", "groupId")
+"""Fields of a status, each for its kind."""
+
 _SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _DIGEST = re.compile(r"id-[0-9a-f]{40}")
 _MAX_MESSAGE = 2000
@@ -150,6 +153,11 @@ def made(found: Object, field: str) -> bool:
     """Whether the node that is to have it has said so, by the id in *field*: there is data to lose."""
     status = found.get("status", {})
     return bool(status.get(field)) and status.get("nodeName") == node_of(found)
+
+
+def told(found: Object) -> bool:
+    """Whether any node has ever said that it has it: only then may somebody outside know it."""
+    return any(found.get("status", {}).get(field) for field in _IDS)
 
 
 def answered(found: Object) -> bool:

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from csi_local.cluster import ClusterView
+from csi_local.config import Role, load
 from csi_local.kube import resources
 from csi_local.kube.api import Api
 from csi_local.kube.cache import Cache
 from csi_local.kube.desired import Desired
 from csi_local.kube.nodes import Nodes, in_cluster
 from csi_local.kube.remote import Remote
-from csi_local.kube.volume_resource import adopted_volume, capacity_range
+from csi_local.kube.volume_resource import adopted_volume, capacity_range, new_volume
 from csi_local.kube.waiting import SELECTED_NODE, awaited
 from csi_local.model.accessibility import Accessibility
 from csi_local.model.errors import (
@@ -34,13 +36,14 @@ from csi_local.model.errors import (
 )
 from csi_local.model.parameters import PVC_NAME, PVC_NAMESPACE, parse_parameters
 from csi_local.model.quantity import GIB, MIB
-from csi_local.model.volume import AccessMode, Capability, CapacityRange, MountAccess
+from csi_local.model.volume import AccessMode, Capability, CapacityRange, MountAccess, VolumeId
 from csi_local.plan.request import VolumeRequest, new_record
 from tests.fake.kubernetes import Kubernetes
 from tests.fake.node import NAMESPACE, Node
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 PATIENCE_S = 10.0
 SHORT_S = 0.3
@@ -458,6 +461,37 @@ class TestDelete:
         assert len(cluster.volumes()) == 1
         node.awake.set()
         cluster.soon(lambda: not node.volumes and not cluster.volumes())
+
+    def test_what_nobody_asks_for_again_goes_with_its_node(self, cluster: Cluster) -> None:
+        """Creations and deletions that were given up, on that node alone; what a claim may have stays."""
+        gone, down = cluster.node("gone"), cluster.node("down")
+        controller = cluster.controller()
+        for name, node in (("kept", "gone"), ("deleted", "gone"), ("down", "down")):
+            controller.create(request(name), PATIENCE_S, on(node))
+        gone.awake.clear()
+        down.awake.clear()
+        for volume in ("deleted", "down"):
+            with pytest.raises(Busy):
+                controller.delete(volume, SHORT_S)
+        for name, node in (("given-up", "gone"), ("waits", "down")):
+            with pytest.raises(Busy):
+                controller.create(request(name), SHORT_S, on(node))
+        controller.volumes.forget_orphans()
+        assert len(cluster.volumes()) == 5
+        cluster.lose(gone)
+        controller.volumes.forget_orphans()
+        assert sorted(one["metadata"]["name"] for one in cluster.volumes()) == ["down", "kept", "waits"]
+
+    def test_the_controller_looks_for_that_by_itself(self, cluster: Cluster, tmp_path: Path) -> None:
+        (tmp_path / "kubeconfig").write_text(cluster.server.kubeconfig)
+        cluster.server.create(resources.VOLUMES, new_volume(request(), VolumeId("pvc-1"), "gone"))
+        view = ClusterView(load({"kubeconfig": str(tmp_path / "kubeconfig")}, Role.CONTROLLER))
+        view.start()
+        try:
+            view.wait()
+            cluster.server.until(resources.VOLUMES, "pvc-1", lambda now: now is None)
+        finally:
+            view.stop()
 
     def test_what_another_controller_moves_meanwhile_is_not_forgotten(self, cluster: Cluster) -> None:
         """It is another node's by then, which may have made and acknowledged it."""
