@@ -169,11 +169,11 @@ class Desired:
                     found, asked = self.post(begin()), True
                 elif (wanted_absent(found) or not made(found)) and self.nodes.removed(node_of(found)):
                     found = self.forget(found)
-                elif wanted_absent(found):
+                elif wanted_absent(found) and (made(found) or not gone_or_refused(found)):
                     found = self.wait_gone(found, until)
                 else:
                     check(found)
-                    if made(found):
+                    if made(found) and not wanted_absent(found):
                         return found
                     if not answered(found):
                         self.wait(found, until, gone_or_answered)

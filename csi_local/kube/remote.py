@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from csi_local.engine.api import VolumeView
 from csi_local.kube.api import Object
-from csi_local.kube.desired import Desired, gone_or_answered
+from csi_local.kube.desired import Desired, gone_or_answered, gone_or_refused
 from csi_local.kube.nodes import NOT_THERE, Nodes
 from csi_local.kube.resources import ABSENT, PRESENT, answered, error_of, node_of, resource_name, wanted_absent
 from csi_local.kube.volume_resource import (
@@ -253,13 +253,14 @@ class _Creation:
         """One step on; what the resource is after it."""
         node = node_of(found)
         there = self._volumes.nodes.alive(node)
-        if wanted_absent(found) and (there or made(found)):  # begin anew when it is gone
-            return self._volumes.wait_gone(found, until)
-        if not wanted_absent(found):
-            self._check_asked(volume_request(found))
-        if answered(found) and not wanted_absent(found):
+        if wanted_absent(found) and (made(found) or (there and not gone_or_refused(found))):
+            return self._volumes.wait_gone(found, until)  # and begin anew
+        self._check_asked(volume_request(found))
+        if wanted_absent(found):  # there is nothing to wait for: its node is away, or cannot remove what it may have
+            return self._move(found)
+        if answered(found):
             return self._refused(found, error_of(found))
-        if not there or wanted_absent(found) or not self._where.allows(node):
+        if not there or not self._where.allows(node):
             self._passed[node] = NOT_THERE if not there else "it is not one that was wished for"
             return self._move(found)
         self._asked = node

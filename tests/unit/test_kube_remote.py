@@ -16,7 +16,7 @@ from csi_local.config import Role, load
 from csi_local.kube import resources
 from csi_local.kube.api import Api
 from csi_local.kube.cache import Cache
-from csi_local.kube.desired import Desired
+from csi_local.kube.desired import Desired, gone_or_refused
 from csi_local.kube.nodes import Nodes, in_cluster
 from csi_local.kube.remote import Remote
 from csi_local.kube.volume_resource import adopted_volume, capacity_range, new_volume
@@ -233,6 +233,34 @@ class TestCreate:
         node.fails = None
         cluster.soon(lambda: not cluster.volumes())
         assert controller.create(request(), PATIENCE_S).node == "a"
+
+    def test_what_cannot_be_taken_away_again_is_no_hindrance(self, cluster: Cluster) -> None:
+        """A node with a disk missing cannot say that it has nothing; nobody was told of anything."""
+        node, controller = cluster.node("a"), cluster.controller()
+        node.fails = HostError("mkfs is missing")
+        node.in_use.add("pvc-1")
+        with pytest.raises(HostError, match="mkfs is missing"):
+            controller.create(request(), PATIENCE_S)
+        cluster.soon(lambda: any(map(gone_or_refused, filter(resources.wanted_absent, controller.volumes.items()))))
+        node.fails = None
+        with pytest.raises(AlreadyExists):
+            controller.create(request(size=2 * GIB), PATIENCE_S)
+        assert controller.create(request(), PATIENCE_S).node == "a"
+
+    def test_what_a_lost_node_was_to_have_is_not_made_elsewhere_for_another_request(self, cluster: Cluster) -> None:
+        lost, controller = cluster.node("lost"), cluster.controller()
+        lost.awake.clear()
+        with pytest.raises(Busy):
+            controller.create(request(), SHORT_S)
+        cluster.ahead = LATER_S
+        with pytest.raises(ResourceExhausted):
+            controller.create(request(), SHORT_S)
+        cluster.node("other")
+        cluster.soon(lambda: controller.nodes.alive("other") and controller.nodes.views("other"))
+        with pytest.raises(AlreadyExists):
+            controller.create(request(size=2 * GIB), PATIENCE_S)
+        assert cluster.volumes()[0]["spec"]["nodeName"] == "lost"
+        assert controller.create(request(), PATIENCE_S).node == "other"
 
     @pytest.mark.parametrize("error", [AlreadyExists("another size"), FailedPrecondition("its record is torn")])
     def test_what_is_on_the_disk_already_is_not_removed(self, cluster: Cluster, error: DriverError) -> None:

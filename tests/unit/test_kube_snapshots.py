@@ -20,6 +20,7 @@ from csi_local.kube.nodes import Nodes, in_cluster
 from csi_local.kube.remote import Remote
 from csi_local.kube.remote_groups import RemoteGroups
 from csi_local.kube.remote_snapshots import RemoteSnapshots
+from csi_local.kube.snapshot_resource import failed_status, new_snapshot
 from csi_local.model.accessibility import ANYWHERE, Accessibility
 from csi_local.model.errors import (
     AlreadyExists,
@@ -111,6 +112,7 @@ class Controller:
             Desired(api, collections[noun], caches[noun], self.nodes, noun=noun)
             for noun in ("volume", "snapshot", "group")
         )
+        self.known_snapshots = snapshots.items
         self.groups = RemoteGroups(groups, volumes)
         self.snapshots = RemoteSnapshots(snapshots, groups, volumes)
         self.volumes = Remote(volumes, self.snapshots.origin)
@@ -298,6 +300,22 @@ class TestSnapshots:
         controller.snapshots.delete("daily", PATIENCE_S)
         assert cluster.there() == []
         assert [one.id for one in node.rig.snapshots.list("", 0)[0]] == ["daily"]
+
+    def test_one_that_cannot_be_taken_away_again_is_no_hindrance(self, cluster: Cluster) -> None:
+        node, controller = cluster.node("a"), cluster.controller()
+        controller.volume()
+        node.stop()
+        cluster.server.create(resources.SNAPSHOTS, new_snapshot(SnapshotRequest(name="daily", source="data"), "a"))
+        refused = cluster.server.patch(resources.SNAPSHOTS, "daily", {"spec": {"state": resources.ABSENT}})
+        patch = failed_status(refused, Unavailable("a disk is missing"), now=resources.timestamp(0))
+        refused = cluster.server.patch(resources.SNAPSHOTS, "daily", patch, status=True)
+        until(lambda: refused in controller.known_snapshots(), "it is known")
+        with pytest.raises(AlreadyExists):
+            controller.snapshot(source="other")
+        with pytest.raises(Busy):
+            controller.snapshot(patience_s=0.1)
+        node.start()
+        assert controller.snapshot().ready
 
     def test_one_that_was_not_taken_before_its_node_left_the_cluster(self, cluster: Cluster) -> None:
         node, controller = cluster.node("a"), cluster.controller()
