@@ -94,9 +94,9 @@ class Remote:
             InvalidArgument, OutOfRange: the request cannot be met anywhere.
             AlreadyExists: the name is taken by a different volume.
             NotFound: what it is to be made from is not there, or was on a node that has left the cluster.
-            ResourceExhausted: no node that it may be on has room, or is there, or has what it is to be made from; or
-                not the one where a pod waits for it.
-            Unavailable: the node that has what it is to be made from is not there.
+            ResourceExhausted: no node that it may be on has room, or is there with a disk that works, or has what it is
+                to be made from; or not the one where a pod waits for it.
+            Unavailable: the node that has what it is to be made from is not there, or its disk is not.
             Busy: its node has not answered within *patience_s*; asked again, this goes on where it was.
         """
         volume = volume_id(check_name(request.name))
@@ -280,7 +280,8 @@ class _Creation:
         node = node_of(found)
         if self._asked != node:  # it was another call that was refused
             return self._move(found)
-        if isinstance(error, ResourceExhausted):
+        is_copy = self._request.source is not None  # then it waits for its source's disk: no other node has that
+        if isinstance(error, ResourceExhausted) or (isinstance(error, Unavailable) and not is_copy):
             self._passed[node] = str(error)
             return self._move(found)
         raise self._volumes.refused(found)

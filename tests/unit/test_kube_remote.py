@@ -274,13 +274,26 @@ class TestCreate:
 
     def test_what_fails_for_now_is_asked_again(self, cluster: Cluster) -> None:
         node, controller = cluster.node("a"), cluster.controller()
-        node.fails = Unavailable("the disk is away")
-        with pytest.raises(Unavailable, match="the disk is away"):
+        node.fails = Busy("it is under way")
+        with pytest.raises(Busy, match="it is under way"):
             controller.create(request(), PATIENCE_S)
         assert len(cluster.volumes()) == 1
         node.fails = None
         assert controller.create(request(), PATIENCE_S).node == "a"
         assert cluster.volumes()[0]["spec"]["attempt"] == 1
+
+    def test_a_node_whose_disk_fails_is_passed_over(self, cluster: Cluster) -> None:
+        """It may fail for ever, and to be told that this goes on keeps the scheduler from looking elsewhere."""
+        ill, controller = cluster.node("ill"), cluster.controller()
+        ill.fails = Unavailable("the disk is away")
+        with pytest.raises(ResourceExhausted, match="node ill: the disk is away"):
+            controller.create(request(), PATIENCE_S)
+        cluster.soon(lambda: not cluster.volumes())
+        cluster.node("well")
+        cluster.soon(lambda: controller.nodes.alive("well") and controller.nodes.views("well"))
+        assert controller.create(request(), PATIENCE_S, on("ill", "well")).node == "well"
+        ill.fails = None
+        assert controller.create(request("pvc-2"), PATIENCE_S, on("ill")).node == "ill"
 
     def test_silence_is_in_progress(self, cluster: Cluster) -> None:
         node, controller = cluster.node("a"), cluster.controller()
