@@ -102,12 +102,18 @@ class Nodes:
 
     def _pool(self, name: str, before: Object | None, now: Object | None) -> None:
         with self._guard:
-            if before is not None:
-                self._views.get(node_of(before), {}).pop(name, None)
             if now is not None:
                 self._views.setdefault(node_of(now), {})[name] = pool_view(now)
+            if before is not None and (now is None or node_of(now) != node_of(before)):
+                self._drop(name, node_of(before))
             for volume in [key for key, one in self._promises.items() if one.pool == name and one.settled is not None]:
                 del self._promises[volume]  # this view has it
+
+    def _drop(self, name: str, node: str) -> None:
+        views = self._views.get(node, {})
+        views.pop(name, None)
+        if not views:  # else every node that ever was would be gone through for each volume
+            self._views.pop(node, None)
 
     # --- what is asked
 
@@ -196,11 +202,12 @@ class Nodes:
         """The room of the pool that a node would choose, or why it cannot have the volume."""
         if node in passed:
             return Bytes(0), passed[node]
-        if node not in self._views:
+        shown = list(self._views.get(node, {}).values())
+        if not shown:
             return Bytes(0), "it has no pools"
         if not self.alive(node):
             return Bytes(0), NOT_THERE
-        views = self.views(node) if promised else list(self._views[node].values())
+        views = self.views(node) if promised else shown
         placement = place(parameters, shape, size, views)
         if placement.pool is None:
             return Bytes(0), placement.explain()
@@ -235,7 +242,7 @@ class Nodes:
     def promise(self, volume: str, node: str, parameters: ClassParameters, shape: Shape, size: Bytes) -> None:
         """Count a volume against the pool that its node will most likely choose, until the pool shows it."""
         pool = place(parameters, shape, size, self.views(node)).pool
-        name = next((key for key, view in self._views.get(node, {}).items() if view.name == pool), None)
+        name = next((key for key, view in list(self._views.get(node, {}).items()) if view.name == pool), None)
         with self._guard:
             self._promises.pop(volume, None)
             if name is not None:

@@ -21,7 +21,7 @@ from csi_local.kube.nodes import Nodes, in_cluster
 from csi_local.kube.remote import Remote
 from csi_local.kube.volume_resource import adopted_volume, capacity_range, new_volume
 from csi_local.kube.waiting import SELECTED_NODE, awaited
-from csi_local.model.accessibility import Accessibility
+from csi_local.model.accessibility import ANYWHERE, Accessibility
 from csi_local.model.errors import (
     AlreadyExists,
     Busy,
@@ -640,6 +640,17 @@ class TestLook:
         down.renew(0)
         cluster.ahead = LATER_S
         assert controller.capacity(wanted).available == 0
+
+    def test_nodes_that_were_are_not_remembered(self, cluster: Cluster) -> None:
+        controller = cluster.controller()
+        for name in ("a", "b"):
+            cluster.node(name)
+            cluster.soon(lambda: controller.nodes.all_views(ANYWHERE))
+            cluster.server.delete(resources.leases(NAMESPACE), resources.lease_name(name))
+            cluster.server.delete(resources.POOLS, resources.pool_resource_name(name, "fast"))
+            cluster.soon(lambda: not controller.nodes._views and not controller.nodes._renewed)
+        with pytest.raises(ResourceExhausted, match="no node has a pool"):
+            controller.create(request(), SHORT_S)
 
     def test_what_is_being_made_is_no_room(self, cluster: Cluster) -> None:
         node, controller = cluster.node("a", 10 * GIB), cluster.controller()
