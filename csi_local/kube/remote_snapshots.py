@@ -12,7 +12,7 @@ from csi_local.kube.group_resource import group_view
 from csi_local.kube.group_resource import made as group_made
 from csi_local.kube.remote import Origin, node_that_has
 from csi_local.kube.resources import node_of, resource_name
-from csi_local.kube.snapshot_resource import made, new_snapshot, snapshot_request, snapshot_view
+from csi_local.kube.snapshot_resource import made, new_snapshot, ready, snapshot_request, snapshot_view
 from csi_local.model.errors import AlreadyExists, InvalidArgument, NotFound
 from csi_local.model.snapshot import SnapshotRequest, snapshot_id
 from csi_local.model.volume import check_name, known_id
@@ -49,6 +49,8 @@ class RemoteSnapshots:
             check=check,
             made=made,
         )
+        if not ready(found) and self._snapshots.nodes.removed(node_of(found)):
+            raise NotFound(f"node {node_of(found)} has left the cluster before snapshot {request.name!r} was whole")
         return snapshot_view(found)
 
     def delete(self, shown: str, patience_s: float) -> None:

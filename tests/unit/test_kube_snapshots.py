@@ -329,6 +329,18 @@ class TestSnapshots:
             controller.snapshot()
         assert cluster.there() == []
 
+    def test_one_that_was_not_whole_before_its_node_left_the_cluster(self, cluster: Cluster) -> None:
+        controller = cluster.controller()
+        copying = new_snapshot(SnapshotRequest(name="daily", source="data"), "a")
+        cluster.server.create(resources.SNAPSHOTS, copying)
+        status = {"nodeName": "a", "phase": "Pending", "snapshotId": "daily", "readyToUse": False}
+        found = cluster.server.patch(resources.SNAPSHOTS, "daily", {"status": status}, status=True)
+        until(lambda: found in controller.known_snapshots(), "it is known")
+        with pytest.raises(NotFound, match="left the cluster"):
+            controller.snapshot()
+        controller.snapshots.delete("daily", PATIENCE_S)
+        assert cluster.there() == []
+
     def test_two_controllers_and_lost_answers(self, cluster: Cluster) -> None:
         cluster.node("a")
         one, other = cluster.controller(), cluster.controller()
