@@ -226,8 +226,8 @@ class _Creation:
         """Go on until a node has made it, or none can."""
         found = self._volumes.known(self._name)
         while True:
-            if found is not None and self._volumes.nodes.removed(node_of(found)):
-                found = self._volumes.forget(found)  # made or not: who asks for a volume has not been given one there
+            if found is not None and made(found) and self._volumes.nodes.removed(node_of(found)):
+                found = self._volumes.forget(found)  # who asks for a volume has none; what was not made is moved anyway
                 continue
             if found is None:
                 found = self._begin()

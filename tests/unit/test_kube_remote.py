@@ -340,7 +340,20 @@ class TestCreate:
         cluster.lose(gone)
         with pytest.raises(ResourceExhausted):
             controller.create(request(), SHORT_S, on("gone"))
+        controller.volumes.forget_orphans()
         assert cluster.volumes() == []
+
+    def test_a_node_that_is_gone_whether_it_has_left_or_not(self, cluster: Cluster) -> None:
+        """What it has not made may be made elsewhere: that takes no question to the API, which may refuse it."""
+        gone, controller = cluster.node("gone"), cluster.controller()
+        gone.awake.clear()
+        with pytest.raises(Busy):
+            controller.create(request(), SHORT_S)
+        cluster.lose(gone)
+        cluster.node("other")
+        cluster.soon(lambda: controller.nodes.alive("other") and controller.nodes.views("other"))
+        cluster.server.refuse("GET", 403)
+        assert controller.create(request(), PATIENCE_S).node == "other"
 
     def test_a_volume_that_left_the_cluster_before_its_claim_had_it(self, cluster: Cluster) -> None:
         gone, other = cluster.node("gone"), cluster.node("other")
