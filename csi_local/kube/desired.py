@@ -19,6 +19,7 @@ from csi_local.kube.cache import Cache, Predicate
 from csi_local.kube.nodes import Nodes
 from csi_local.kube.resources import (
     ABSENT,
+    FINALIZER,
     NODE_LABEL,
     PRESENT,
     answered,
@@ -113,9 +114,12 @@ class Desired:
         changed it meanwhile it was not, and one must look again.
         """
         wanted = {**spec, "attempt": found["spec"].get("attempt", 0) + 1}
-        metadata: Object = {"resourceVersion": found["metadata"]["resourceVersion"]}
+        before = found["metadata"]
+        metadata: Object = {"resourceVersion": before["resourceVersion"]}
         if "nodeName" in spec:
             metadata["labels"] = {NODE_LABEL: spec["nodeName"]}
+            if not before.get("finalizers") and "deletionTimestamp" not in before:  # somebody was about to forget it
+                metadata["finalizers"] = [FINALIZER]
         try:
             changed = self._api.patch(self._collection, name_of(found), {"metadata": metadata, "spec": wanted})
         except (Conflict, NotFound):
