@@ -15,13 +15,14 @@ from csi_local.engine.observe import mount_under
 from csi_local.engine.pool import Pool
 from csi_local.engine.pools import Pools
 from csi_local.host.api import Host
-from csi_local.model.errors import AlreadyExists, DriverError, FailedPrecondition, InvalidArgument, NotFound
+from csi_local.model.errors import AlreadyExists, DriverError, FailedPrecondition, InvalidArgument, NotFound, OutOfRange
 from csi_local.model.observed import FileInfo, FileKind
 from csi_local.model.pool import PoolKind
 from csi_local.model.quantity import MIB, Bytes, format_bytes
 from csi_local.model.volume import BackendKind, QuotaMode, VolumeRecord, check_name, volume_id
 from csi_local.plan import life
 from csi_local.plan.adopting import unadoptable
+from csi_local.plan.sizes import LARGEST
 from csi_local.store.layout import Layout
 
 
@@ -57,6 +58,7 @@ class Adopter:
 
         Raises:
             InvalidArgument: it is no directory, or one that must not be a volume.
+            OutOfRange: no volume has that size.
             AlreadyExists: the name is that of another volume, or the volume has another size or is another pool's.
             Unavailable: a pool is missing that might have the name.
         """
@@ -90,6 +92,8 @@ class Adopter:
         name = request.name or f"adopted-{hashlib.sha256(path.encode()).hexdigest()[:16]}"
         whole = self._host.room(path).total
         size = request.size or Bytes(max(whole - whole % MIB, MIB))
+        if size > LARGEST:
+            raise OutOfRange(f"{format_bytes(size)} are too many; no volume has more than {format_bytes(LARGEST)}")
         return VolumeRecord(
             id=volume_id(check_name(name)),
             name=name,

@@ -16,7 +16,7 @@ from csi_local.engine.check import Checker, find
 from csi_local.engine.execute import Executor
 from csi_local.engine.pools import Pools
 from csi_local.kube.volume_resource import adopted_volume
-from csi_local.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from csi_local.model.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, OutOfRange
 from csi_local.model.mount_options import MountOptions
 from csi_local.model.quantity import GIB, MIB, Bytes
 from csi_local.model.volume import CapacityRange, VolumeId, VolumeRecord
@@ -283,6 +283,12 @@ class TestRefused:
     def test_no_directory(self, path: str, words: str) -> None:
         with pytest.raises(InvalidArgument, match=words):
             rig().adopter.adopt(AdoptRequest(path=path))
+
+    def test_a_size_that_csi_cannot_say(self) -> None:
+        """It would end every listing of volumes."""
+        driver = rig()
+        with pytest.raises(OutOfRange, match="1024Pi"):
+            driver.adopter.adopt(AdoptRequest(path=HERE, size=Bytes(1 << 63)))
 
     def test_through_a_link(self) -> None:
         """It is followed once, when a person asks for it; what counts is where it leads."""
