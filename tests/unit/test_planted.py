@@ -1,9 +1,10 @@
-"""Copies of trees, on the real machine: what took a file's place since it was listed is not opened."""
+"""What a pod, or anybody, may plant, on the real machine: it is neither opened nor waited for."""
 
 from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 
 from csi_local.host.linux import LinuxHost
@@ -48,6 +49,17 @@ def test_files_with_several_names_further_down_than_a_path_can_say(tmp_path: Pat
     os.close(here)
     for folder in (source, target):
         LinuxHost().remove_tree(str(folder))
+
+
+def test_a_fifo_in_a_record_s_place_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "volume.json", 0o600)
+    read: list[bytes] = []
+    reader = threading.Thread(
+        target=lambda: read.append(LinuxHost().read_file(str(tmp_path / "volume.json"))), daemon=True
+    )
+    reader.start()
+    reader.join(timeout=10)
+    assert read == [b""]
 
 
 def test_only_files_are_opened(tmp_path: Path) -> None:
