@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _ARENAS = 2
+_FILES = 1 << 16
+"""Open at once, where the node allows so many: copies of deep trees hold two for each level."""
 _COPIES_END_WITHIN_S = 1.0
 _CONTROLLER_WORKERS = 160
 """Most of them wait for a node's answer; csi-provisioner asks for 100 volumes at once."""
@@ -178,8 +181,17 @@ def controller(config: Config) -> None:
 def _begin(config: Config) -> Callable[[], None]:
     """What every program does first; what comes back waits for a signal."""
     limit_arenas(_ARENAS)
+    _allow_files(_FILES)
     log_to_stderr(config.log_level, config.log_format)
     return _stop_on_signals()
+
+
+def _allow_files(most: int) -> None:
+    """Raise the soft limit of open files, which is 1,024 by habit, since select(2) takes no more (getrlimit(2))."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _engine(config: Config, stack: ExitStack) -> Engine:
