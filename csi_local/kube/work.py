@@ -1,14 +1,15 @@
 """A queue of names that want looking at: each is in it once, and with one worker at a time."""
 
 import heapq
-import itertools
 import logging
+import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 
 _log = logging.getLogger(__name__)
+_DICE = random.Random()  # noqa: S311 (only so that not all come back at once)
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.1, 30.0
 _STUCK_S = 1800.0
 """One piece of work may take long (a large image is written out); not that long."""
@@ -18,7 +19,8 @@ class WorkQueue:
     """Calls a function for each name that was added, with several threads.
 
     A name that is added while somebody works on it is worked on once more afterwards. Where the function raises, or
-    returns False, the name comes again later, and later each time.
+    returns False, the name comes again later, and later each time, until it has succeeded. Where it was added and
+    worked on before that, what came of that counts alone: a name never comes again for two reasons.
     """
 
     def __init__(self, work: Callable[[str], bool], workers: int, name: str = "agent") -> None:
@@ -27,9 +29,10 @@ class WorkQueue:
         self._waiting: deque[str] = deque()
         self._wanted: set[str] = set()
         self._under_way: dict[str, float] = {}
-        self._later: list[tuple[float, int, str]] = []
+        self._later: list[tuple[float, str]] = []
+        """Some are overtaken: :attr:`_due` says which of them count."""
+        self._due: dict[str, float] = {}
         self._failures: dict[str, int] = {}
-        self._order = itertools.count()
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True) for number in range(workers)
@@ -88,6 +91,7 @@ class WorkQueue:
                 if self._waiting:
                     name = self._waiting.popleft()
                     self._wanted.discard(name)
+                    self._due.pop(name, None)
                     self._under_way[name] = time.monotonic()
                     return name
                 self._changed.wait(pause)
@@ -97,7 +101,10 @@ class WorkQueue:
         """Let those in whose time has come; seconds until the next one's."""
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
-            self._add(heapq.heappop(self._later)[2])
+            due, name = heapq.heappop(self._later)
+            if self._due.get(name) == due:
+                del self._due[name]
+                self._add(name)
         return self._later[0][0] - now if self._later else None
 
     def _finish(self, name: str, *, done: bool) -> None:
@@ -111,6 +118,7 @@ class WorkQueue:
                 return
             failures = self._failures.get(name, 0)
             self._failures[name] = failures + 1
-            pause = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(failures, 16))
-            heapq.heappush(self._later, (time.monotonic() + pause, next(self._order), name))
+            pause = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(failures, 16)) * _DICE.uniform(0.5, 1.0)
+            due = self._due[name] = time.monotonic() + pause
+            heapq.heappush(self._later, (due, name))
             self._changed.notify()
