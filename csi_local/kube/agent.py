@@ -85,6 +85,8 @@ class Agent(Generic[V]):
         return "" if self.cache.connected_since is not None else "the Kubernetes API cannot be watched"
 
     def _seen(self, name: str, old: Object | None, new: Object | None) -> None:
+        if new is not None and self._kind.acknowledged(new):
+            self._settle(name)  # also where the answer to our answer was lost
         just_released = old is not None and new is not None and _held(old) and not _held(new)
         cut_short = old is None and new is not None and self._kind.pending(new)
         if new is not None and not just_released and (cut_short or not resources.answered(new)):
@@ -175,8 +177,7 @@ class Agent(Generic[V]):
         try:
             return self._kind.create(wanted)
         except BaseException:
-            with self._guard:
-                self._fresh.pop(name, None)
+            self._settle(name)
             raise
 
     def _remove(self, name: str, wanted: Object) -> bool:
@@ -223,6 +224,10 @@ class Agent(Generic[V]):
         except (Conflict, NotFound):
             self._withdraw(name)
             raise
+        self._settle(name)
+
+    def _settle(self, name: str) -> None:
+        """Nothing is left that was made for a resource and may be withdrawn: it is somebody's by now, or gone."""
         with self._guard:
             self._fresh.pop(name, None)
 
@@ -241,8 +246,7 @@ class Agent(Generic[V]):
         except NotFound:
             _log.info("%s is not wanted any more; what was made is removed", what)
         self._kind.delete(identifier)
-        with self._guard:
-            self._fresh.pop(name, None)
+        self._settle(name)
         self._changed()
 
     # --- what is on disk and what is said

@@ -13,7 +13,7 @@ from csi_local.engine.api import VolumeView
 from csi_local.engine.survey import Survey
 from csi_local.kube import resources
 from csi_local.kube.pool_resource import new_pool
-from csi_local.kube.resources import VOLUMES
+from csi_local.kube.resources import VOLUMES, answered
 from csi_local.kube.volume_kind import VolumeKind
 from csi_local.kube.volume_resource import new_volume, ready_status, volume_view
 from csi_local.model.errors import NotFound
@@ -218,6 +218,21 @@ def test_a_lost_answer_is_given_again(scene: Scene) -> None:
     scene.change(name, state="Absent")
     scene.wait_gone(name)
     until(lambda: not scene.rig.volumes.list("", 0)[0], "it is gone")
+
+
+def test_what_was_acknowledged_though_that_was_lost_on_the_way_back_is_never_withdrawn(scene: Scene) -> None:
+    scene.start()
+    scene.cluster.lose_answer("PATCH")
+    name = scene.want("data", 16 * MIB)
+    scene.answer(name)
+    until(
+        lambda: answered(scene.agents[0].cache.get(name) or {"metadata": {"generation": 1}}), "the agent has heard it"
+    )
+    scene.cluster.lose(VOLUMES, name)
+    until(lambda: scene.agents[0].cache.get(name) is None, "it is forgotten")
+    scene.look()
+    assert scene.answer(name)["volumeId"] == "data"
+    assert [one for one, _ in _volumes(scene.rig)] == ["data"]
 
 
 def test_an_outage(scene: Scene) -> None:
