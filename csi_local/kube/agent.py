@@ -16,7 +16,7 @@ from csi_local.kube.api import Api, Object
 from csi_local.kube.cache import Cache
 from csi_local.kube.events import Events, about_node
 from csi_local.kube.kind import Kind, V, View
-from csi_local.kube.work import WorkQueue
+from csi_local.kube.work import Marks, WorkQueue
 from csi_local.model.errors import AlreadyExists, Conflict, DriverError, NotFound, Unavailable
 
 _log = logging.getLogger(__name__)
@@ -54,11 +54,11 @@ class Agent(Generic[V]):
         self._guard = threading.Lock()
         self._fresh: dict[str, str] = {}
         """Ids of what was made and whose making was not acknowledged yet, by their resource's name."""
-        self._strays: dict[str, str] = {}
+        self._strays = Marks()
         """Ids of what is on disk and has no resource that the cache knows, likewise."""
-        self._again: set[str] = set()
+        self._again = Marks()
         """Resources whose removal failed, and that are tried again though nobody has asked again."""
-        self._suspects: set[str] = set()
+        self._suspects = Marks()
         """Resources of data whose health may be another than they say."""
         self._unseen: Sequence[V] | None = None
         """What was surveyed before it was known what is wanted."""
@@ -95,7 +95,7 @@ class Agent(Generic[V]):
     def ended(self, identifier: str) -> None:
         """Look at something again whose making went on in the background, and has ended, or was given up."""
         name = resources.resource_name(identifier)
-        self._again.add(name)
+        self._again.set(name)
         self._queue.add(name)
 
     def surveyed(self, found: Sequence[V]) -> None:
@@ -108,13 +108,13 @@ class Agent(Generic[V]):
             name = resources.name_of(wanted)
             view = here.pop(name, None)
             if resources.wanted_absent(wanted):
-                self._again.add(name)
+                self._again.set(name)
                 self._queue.add(name)
             elif self._kind.acknowledged(wanted) and _differs(wanted, view):
-                self._suspects.add(name)
+                self._suspects.set(name)
                 self._queue.add(name)
         for name, view in here.items():
-            self._strays[name] = view.id
+            self._strays.set(name, view.id)
             self._queue.add(name)
 
     def catch_up(self) -> None:
@@ -130,21 +130,23 @@ class Agent(Generic[V]):
         """Do what is due; whether nothing is left to do."""
         wanted = self.cache.get(name)
         try:
-            if wanted is None:
-                return self._without(name)
-            again = name in self._again
-            self._again.discard(name)
-            absent, answered = resources.wanted_absent(wanted), resources.answered(wanted)
+            return self._without(name) if wanted is None else self._with(name, wanted)
+        except (Conflict, NotFound):  # it has changed, perhaps by this very work, whose answer was lost: look again
+            return False
+        except DriverError as error:
+            _log.info("%s %s waits: %s", self._kind.resource, name, error)
+            return False
+
+    def _with(self, name: str, wanted: Object) -> bool:
+        """Something with a resource of this node."""
+        self._strays.discard(name)
+        absent, answered = resources.wanted_absent(wanted), resources.answered(wanted)
+        with self._again.taken(name) as again, self._suspects.taken(name) as suspect:
             if absent and (again or not answered):
                 return self._remove(name, wanted)
             if answered and (absent or not self._kind.pending(wanted)):
-                return self._check(name, wanted)
+                return self._check(name, wanted) if suspect else True
             return self._provide(name, wanted)
-        except (Conflict, NotFound):  # it has changed, perhaps by this very work, whose answer was lost: look again
-            return False
-        except Unavailable as error:
-            _log.info("%s %s waits: %s", self._kind.resource, name, error)
-            return False
 
     def _provide(self, name: str, wanted: Object) -> bool:
         began = time.perf_counter()
@@ -253,10 +255,14 @@ class Agent(Generic[V]):
 
     def _without(self, name: str) -> bool:
         """Something without a resource of this node."""
+        self._again.discard(name)
+        self._suspects.discard(name)
         self._withdraw(name)
-        identifier = self._strays.pop(name, None)
-        if identifier is None:
-            return True
+        with self._strays.taken(name) as identifier:
+            return self._stray(name, identifier) if identifier else True
+
+    def _stray(self, name: str, identifier: str) -> bool:
+        """Something that is on disk."""
         try:
             view = self._kind.get(identifier)
         except (NotFound, Unavailable):
@@ -317,9 +323,6 @@ class Agent(Generic[V]):
 
     def _check(self, name: str, wanted: Object) -> bool:
         """Say how data is, where that is not what its resource says."""
-        if name not in self._suspects:
-            return True
-        self._suspects.discard(name)
         try:
             problem = self._kind.get(self._kind.id_of(wanted)).problem
         except NotFound as error:

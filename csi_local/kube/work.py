@@ -6,7 +6,8 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _log = logging.getLogger(__name__)
 _DICE = random.Random()  # noqa: S311 (only so that not all come back at once)
@@ -122,3 +123,29 @@ class WorkQueue:
             due = self._due[name] = time.monotonic() + pause
             heapq.heappush(self._later, (due, name))
             self._changed.notify()
+
+
+class Marks:
+    """Why names were added to a queue, beside what can be seen of them."""
+
+    def __init__(self) -> None:
+        self._marked: dict[str, str] = {}
+
+    def set(self, name: str, why: str = "marked") -> None:
+        """Mark a name."""
+        self._marked[name] = why
+
+    def discard(self, name: str) -> None:
+        """Take a name's mark off, if it has one."""
+        self._marked.pop(name, None)
+
+    @contextmanager
+    def taken(self, name: str) -> Iterator[str]:
+        """Why a name is marked, or ""; the mark comes off, and back on where the work that it is for fails."""
+        why = self._marked.pop(name, "")
+        try:
+            yield why
+        except Exception:
+            if why:
+                self._marked.setdefault(name, why)
+            raise

@@ -150,6 +150,45 @@ def test_a_volume_in_use_stays(scene: Scene) -> None:
     scene.wait_gone(name)
 
 
+def test_a_look_whose_work_the_api_did_not_take_is_followed_up(scene: Scene) -> None:
+    scene.start()
+    for name in ("used", "hurt"):
+        scene.answer(scene.want(name, 16 * MIB))
+    scene.rig.host.make_dirs("/kubelet/staging")
+    scene.rig.publisher.stage("used", "/kubelet/staging", capability(), PATIENCE_S)
+    scene.change("used", state="Absent")
+    assert scene.answer("used")["error"]["code"] == "FAILED_PRECONDITION"
+    scene.rig.publisher.unstage("used", "/kubelet/staging", PATIENCE_S)
+    scene.rig.host.remove_tree(scene.rig.pool_of("hurt").layout.image(volume_id("hurt")))
+    scene.rig.volumes.create(_request("lost", 16 * MIB, {}), PATIENCE_S)
+    scene.wait_known()
+    for method in ("PATCH", "PATCH", "GET"):
+        scene.cluster.refuse(method, 503)
+    scene.survey().look()  # once
+    scene.wait_gone("used")
+    scene.cluster.until(VOLUMES, "hurt", lambda now: _unhealthy(now) != "")
+    assert scene.answer("lost")["phase"] == "Ready"
+
+
+def test_nothing_is_remembered_of_what_is_gone(scene: Scene) -> None:
+    scene.start()
+    agent = scene.agents[0]
+    name = scene.want("data", 16 * MIB)
+    scene.answer(name)
+    scene.wait_known()
+    agent.surveyed([])  # as if its data were gone
+    agent.ended("data")
+    agent.ended("a copy that nobody wants any more")
+    scene.change(name, state="Absent")
+    scene.wait_gone(name)
+    until(lambda: agent.cache.get(name) is None, "it is gone here too")
+    scene.look()
+    scene.answer(scene.want("other", 16 * MIB))
+    until(lambda: not agent._queue._under_way, "all is done")
+    kept = [agent._fresh, *(marks._marked for marks in (agent._strays, agent._again, agent._suspects))]
+    assert kept == [{}, {}, {}, {}]
+
+
 def test_what_was_wanted_while_the_node_was_down(scene: Scene) -> None:
     scene.start()
     for one in ("old", "grown"):
