@@ -99,7 +99,7 @@ class Agent(Generic[V]):
         self._queue.add(name)
 
     def surveyed(self, found: Sequence[V]) -> None:
-        """Compare what is on disk with what the resources say; what differs is looked at, one by one."""
+        """Compare what is on disk with what the resources say; what differs, or is not answered, is looked at."""
         if not self.cache.synced:
             self._unseen = found
             return
@@ -109,6 +109,8 @@ class Agent(Generic[V]):
             view = here.pop(name, None)
             if resources.wanted_absent(wanted):
                 self._again.set(name)
+                self._queue.add(name)
+            elif not resources.answered(wanted) or self._kind.pending(wanted):
                 self._queue.add(name)
             elif self._kind.acknowledged(wanted) and _differs(wanted, view):
                 self._suspects.set(name)

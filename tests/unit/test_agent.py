@@ -170,6 +170,18 @@ def test_a_look_whose_work_the_api_did_not_take_is_followed_up(scene: Scene) -> 
     assert scene.answer("lost")["phase"] == "Ready"
 
 
+def test_what_was_not_heard_of_is_found_by_the_next_look(scene: Scene) -> None:
+    scene.start()
+    cache = scene.agents[0].cache
+    listeners, cache._listeners = cache._listeners, []
+    name = scene.want("data", 16 * MIB)
+    scene.wait_known()
+    cache._listeners = listeners
+    assert "status" not in scene.cluster.get(VOLUMES, name)
+    scene.look()
+    assert scene.answer(name)["phase"] == "Ready"
+
+
 def test_nothing_is_remembered_of_what_is_gone(scene: Scene) -> None:
     scene.start()
     agent = scene.agents[0]

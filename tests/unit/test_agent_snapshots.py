@@ -250,6 +250,17 @@ class TestCopies:
         assert scene.taken() == [name]
         assert scene.writes() == [f"PATCH {SNAPSHOTS}/{name}/status"] * 2
 
+    def test_whose_end_nobody_heard_of_is_found_by_the_next_look(self, scene: Background) -> None:
+        name = scene.want()
+        scene.pending(name)
+        scene.look()
+        scene.wait_known()
+        scene.rig.copies._listeners.clear()
+        scene.copy()
+        scene.look()
+        scene.cluster.until(SNAPSHOTS, name, _ready)
+        assert scene.writes() == [f"PATCH {SNAPSHOTS}/{name}/status"] * 2
+
     def test_asked_again_in_the_middle(self, scene: Background) -> None:
         name = scene.want()
         begun = scene.pending(name)
