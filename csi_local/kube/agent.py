@@ -77,7 +77,7 @@ class Agent(Generic[V]):
     @property
     def problem(self) -> str:
         """Why it is not at work, or ""; that the API cannot be reached is no reason."""
-        return self._queue.problem
+        return self._queue.problem or self.cache.check_alive()
 
     @property
     def unconnected(self) -> str:

@@ -44,6 +44,11 @@ WATCH_S = 300
 _PAGE = 500
 _TOKEN_S = 60.0
 """How long a token that was read is used; the kubelet replaces them long before they expire."""
+_RETRY_S = 0.2
+_SHOWN = 100
+"""Characters of what nobody understands."""
+_LONGEST_LINE = 16 << 20
+"""Bytes of one event; an object has 3 MiB at most (etcd's ``--max-request-bytes``, and what the API server adds)."""
 _LOST = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
 """How a kept-alive connection shows that the server has closed it meanwhile."""
 
@@ -51,8 +56,11 @@ _LOST = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError, 
 class Api:
     """An API server. May be used by any number of threads."""
 
-    def __init__(self, credentials: Credentials, connections: int = 8) -> None:
-        """At most *connections* requests are under way at once; watches have connections of their own."""
+    def __init__(self, credentials: Credentials, connections: int = 8, *, silence_s: float = REQUEST_S) -> None:
+        """At most *connections* requests are under way at once; watches have connections of their own.
+
+        A server is given up that says nothing for *silence_s* seconds when it should.
+        """
         parts = urlsplit(credentials.server)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InvalidArgument(f"the API server's address {credentials.server!r} is not https://host:port")
@@ -64,6 +72,7 @@ class Api:
         self._idle: deque[http.client.HTTPConnection] = deque()
         self._watched: set[socket.socket] = set()
         self._closed = False
+        self._silence_s = silence_s
         self._token, self._token_until = credentials.token, 0.0
 
     def close(self) -> None:
@@ -93,14 +102,15 @@ class Api:
         query = {"limit": str(_PAGE)} | ({"labelSelector": selector} if selector else {})
         while True:
             page = self._json("GET", f"{collection}?{urlencode(query)}")
+            version = self._version(page)
             items += map(keep, page.get("items") or [])
             if not (more := page["metadata"].get("continue", "")):
-                return items, str(page["metadata"]["resourceVersion"])
+                return items, version
             query["continue"] = more
 
     def version(self, collection: str) -> str:
         """The resource version that a list would have now."""
-        return str(self._json("GET", f"{collection}?limit=1")["metadata"]["resourceVersion"])
+        return self._version(self._json("GET", f"{collection}?limit=1"))
 
     def create(self, collection: str, made: Object) -> Object:
         """Make an object; return it as it is now.
@@ -138,29 +148,29 @@ class Api:
     ) -> Iterator[tuple[str, Object]]:
         """What happens in a collection after the resource version *since*: ADDED, MODIFIED, DELETED, BOOKMARK.
 
-        It ends when the server ends it.
+        It ends when the server ends it, which has to be within *timeout_s* seconds of its last word.
 
         Raises:
             Expired: that version is too old; list again.
+            Unavailable: also where the server says what cannot be understood, or ends amid a word.
         """
         query = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": since, "timeoutSeconds": timeout_s}
         if selector:
             query["labelSelector"] = selector
-        connection = self._connect(REQUEST_S)
+        connection = self._connect()
         sock = None
         try:
             connection.connect()
             self._watched.add(sock := connection.sock)
+            if self._closed:  # by somebody who could not see this connection yet
+                return
             response = self._exchange(connection, "GET", f"{collection}?{urlencode(query)}", None)
-            sock.settimeout(timeout_s + REQUEST_S)
+            sock.settimeout(timeout_s + self._silence_s)
             if response.status != http.client.OK:
                 raise _error(response.status, response.read())
             for line in _lines(response):
-                event = json.loads(line)
-                if event["type"] == "ERROR":
-                    raise _error(int(event["object"].get("code", 500)), line, event["object"])
-                yield event["type"], event["object"]
-        except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+                yield _event(line)
+        except (OSError, http.client.HTTPException, ValueError) as error:
             raise self._unreachable(error) from error
         finally:
             self._watched.discard(sock)
@@ -181,7 +191,14 @@ class Api:
         if status >= http.client.BAD_REQUEST:
             raise _error(status, content)
         try:
-            return dict(json.loads(content))
+            return _object(json.loads(content))
+        except ValueError as error:
+            raise self._unreachable(error) from error
+
+    def _version(self, page: Object) -> str:
+        """A list's resource version; without one it is no list, whatever it is, and least of all an empty one."""
+        try:
+            return str(int(_object(page.get("metadata")).get("resourceVersion", "")))
         except ValueError as error:
             raise self._unreachable(error) from error
 
@@ -199,9 +216,9 @@ class Api:
                     connection.close()
                     response = self._exchange(connection, method, path, data)
                 content = response.read()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # the last: a token that is none
             raise self._unreachable(error) from error
-        return response.status, content, float(response.headers.get("Retry-After") or 0.2)
+        return response.status, content, _pause(response.headers.get("Retry-After", ""))
 
     def _exchange(
         self, connection: http.client.HTTPConnection, method: str, path: str, data: bytes | None
@@ -228,7 +245,7 @@ class Api:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                connection = self._connect(REQUEST_S)
+                connection = self._connect()
             try:
                 yield connection
             except BaseException:
@@ -239,12 +256,12 @@ class Api:
             else:
                 self._idle.append(connection)
 
-    def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
+    def _connect(self) -> http.client.HTTPConnection:
         if self._closed:
             raise Unavailable("the driver is stopping")
         if self._tls is None:
-            return _Plain(self._host, self._port, timeout=timeout_s)
-        return _Secure(self._host, self._port, timeout_s, self._tls, self._credentials.server_name or self._host)
+            return _Plain(self._host, self._port, timeout=self._silence_s)
+        return _Secure(self._host, self._port, self._silence_s, self._tls, self._credentials.server_name or self._host)
 
     def _unreachable(self, error: Exception) -> DriverError:
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -284,7 +301,50 @@ def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
     rest = b""
     while data := response.read1(1 << 16):
         *lines, rest = (rest + data).split(b"\n")
+        if len(rest) > _LONGEST_LINE:
+            raise ValueError("an event without an end")
         yield from lines
+    if rest:
+        raise ValueError(f"an event that was cut short: {rest[:_SHOWN]!r}")
+
+
+def _event(line: bytes) -> tuple[str, Object]:
+    """A line of a watch: what happened, and to what.
+
+    Raises:
+        DriverError: the server says why it cannot go on.
+        ValueError: it is none.
+    """
+    event = _object(json.loads(line))
+    kind, found = event.get("type"), _object(event.get("object"))
+    if kind == "ERROR":
+        code = found.get("code")
+        raise _error(code if isinstance(code, int) else http.client.INTERNAL_SERVER_ERROR, line, found)
+    metadata = _object(found.get("metadata"))
+    if not isinstance(kind, str) or not (kind == "BOOKMARK" or metadata.get("name")):
+        raise ValueError(f"no event: {line[:_SHOWN]!r}")
+    int(metadata.get("resourceVersion", ""))
+    return kind, found
+
+
+def _object(value: Any) -> Object:  # noqa: ANN401 (JSON)
+    """What should be an object.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"{str(value)[:_SHOWN]!r} instead of an object")  # noqa: TRY004 (it came over the wire)
+    return value
+
+
+def _pause(retry_after: str) -> float:
+    """Seconds until one may ask again; a date (RFC 9110, 10.2.3), which our clock may not know, is as good as none."""
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        return _RETRY_S
+    return seconds if seconds >= 0 else _RETRY_S
 
 
 def _context(credentials: Credentials) -> ssl.SSLContext:

@@ -16,16 +16,23 @@ from typing import Any
 
 from csi_local.kube.api import Api, Object
 from csi_local.kube.resources import name_of
-from csi_local.model.errors import DriverError, Expired
+from csi_local.model.errors import DriverError, Expired, Unavailable
 
 _log = logging.getLogger(__name__)
 _DICE = random.Random()  # noqa: S311 (only so that not all come back at once)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+_AT_ONCE_S = 1.0
+"""A watch that brought nothing and was ended sooner than this is no watch."""
+_FRUITLESS = 5
+"""After so many watches in a row that brought nothing all is listed anew, from where a watch may be possible again."""
 _MOST_GONE = 10_000
 """Deleted objects whose last version is remembered, so that a late answer cannot bring them back."""
 
 Listener = Callable[[str, Object | None, Object | None], None]
-"""Told of each change: the name, the object before and after. Called with the cache locked: it must be quick."""
+"""Told of each change: the name, the object before and after. Called with the cache locked: it must be quick.
+
+Where it raises, it is told again, as everybody else is: it must bear to hear the same twice.
+"""
 
 Predicate = Callable[[Object | None], bool]
 
@@ -34,6 +41,11 @@ Predicate = Callable[[Object | None], bool]
 class _Waiter:
     predicate: Predicate
     met: threading.Event = field(default_factory=threading.Event)
+
+    def hear(self, _name: str, _before: Object | None, found: Object | None) -> None:
+        """See whether that is what is waited for."""
+        if not self.met.is_set() and self.predicate(found):
+            self.met.set()
 
 
 class Cache:
@@ -56,8 +68,13 @@ class Cache:
         self._gone: dict[str, int] = {}
         self._waiters: dict[str, list[_Waiter]] = {}
         self._listeners: list[Listener] = []
+        self._untold: dict[str, Object | None] = {}
+        """What objects were before a change that not everybody could be told of."""
         self._version = ""
-        self._rewound = False
+        self._expired = True
+        self._fruitless = 0
+        self._pause_s = _FIRST_PAUSE_S
+        self._said = ""
         self._synced = threading.Event()
         self._stopping = threading.Event()
         self._connected_since: float | None = None
@@ -145,42 +162,60 @@ class Cache:
             self._gone[name] = version
             if len(self._gone) > _MOST_GONE:
                 del self._gone[next(iter(self._gone))]
+        self._tell(name, before, found)
+
+    def _tell(self, name: str, before: Object | None, found: Object | None) -> None:
+        before = self._untold.pop(name, before)
         if before is None and found is None:
             return
-        for listener in self._listeners:
-            listener(name, before, found)
-        for waiter in self._waiters.get(name, ()):
-            if not waiter.met.is_set() and waiter.predicate(found):
-                waiter.met.set()
+        for hear in (*self._listeners, *(waiter.hear for waiter in self._waiters.get(name, ()))):
+            try:
+                hear(name, before, found)
+            except Exception as error:  # noqa: BLE001 (the others must hear it; the log has it)
+                self._untold[name] = before
+                self._say_unforeseen(error)
+
+    def _tell_again(self) -> None:
+        """Tell everybody of the changes that not everybody could be told of."""
+        if not self._untold:
+            return
+        with self._guard:
+            for name in list(self._untold):
+                self._tell(name, None, self._objects.get(name))
 
     def _run(self) -> None:
-        pause = _FIRST_PAUSE_S
         while not self._stopping.is_set():
             try:
-                if not self._version or not self.synced:
+                self._tell_again()
+                if self._expired or self._fruitless >= _FRUITLESS:
                     self._list()
                 elif self._connected_since is None:
                     self._check_history()
                 self._watch()
-                pause = _FIRST_PAUSE_S
             except Expired as error:
                 _log.info("%s: listing again: %s", self._collection, error)
-                self._version, self._connected_since = "", None
+                self._expired = True
+                self._rest()
             except DriverError as error:
-                if self._stopping.is_set():
-                    return
-                self._outage(error, pause)
-                self._stopping.wait(pause * _DICE.uniform(0.5, 1.0))
-                pause = min(_LONGEST_PAUSE_S, pause * 2)
-            except Exception:  # noqa: BLE001 (the thread must live; the log has it
-                _log.exception("watching %s", self._collection)
-                self._version, self._connected_since = "", None
-                self._stopping.wait(_LONGEST_PAUSE_S)
+                began = self._pause_s == _FIRST_PAUSE_S and not self._stopping.is_set()
+                _log.log(logging.WARNING if began else logging.DEBUG, "watching %s: %s", self._collection, error)
+                self._rest()
+            except Exception as error:  # noqa: BLE001 (the thread must live; the log has it)
+                self._say_unforeseen(error)
+                self._expired = True
+                self._rest()
 
-    def _outage(self, error: DriverError, pause: float) -> None:
-        began = pause == _FIRST_PAUSE_S
-        _log.log(logging.WARNING if began else logging.DEBUG, "watching %s: %s", self._collection, error)
+    def _rest(self) -> None:
+        """Wait before the next attempt: longer each time, until a watch has brought something."""
         self._connected_since = None
+        self._stopping.wait(self._pause_s * _DICE.uniform(0.5, 1.0))
+        self._pause_s = min(_LONGEST_PAUSE_S, self._pause_s * 2)
+
+    def _say_unforeseen(self, error: Exception) -> None:
+        """What is tried again and again is said once."""
+        said, self._said = self._said, repr(error)
+        if said != self._said:
+            _log.error("watching %s", self._collection, exc_info=error)
 
     def _check_history(self) -> None:
         """See after an outage that the server is not one with an older past: an etcd that was restored.
@@ -188,33 +223,47 @@ class Cache:
         Raises:
             Expired: it is; its versions mean something else than ours.
         """
-        if int(self._api.version(self._collection)) < int(self._version):
-            self._rewound = True
+        if self._is_older(self._api.version(self._collection)):
             raise Expired("the server's versions went back: its data was restored from a backup")
+
+    def _is_older(self, version: str) -> bool:
+        return bool(self._version) and int(version) < int(self._version)
 
     def _list(self) -> None:
         items, version = self._api.list(self._collection, self._selector, self._keep)
         there = {self._key(one): one for one in items}
+        rewound = self._is_older(version)
         with self._guard:
-            if self._rewound:
+            if rewound:
                 self._gone.clear()
             for name in [name for name in self._objects if name not in there]:
-                self._take(name, None, int(version), always=self._rewound)
+                self._take(name, None, int(version), always=rewound)
             for name, found in there.items():
-                self._take(name, found, _version(found), always=self._rewound)
-        self._version, self._rewound = version, False
+                self._take(name, found, _version(found), always=rewound)
+        self._version, self._expired, self._fruitless = version, False, 0
         self._synced.set()
 
     def _watch(self) -> None:
-        """Follow one watch to its end."""
-        self._connected_since = self._connected_since or time.monotonic()
+        """Follow one watch to its end.
+
+        Raises:
+            Unavailable: also where that came at once, and with nothing.
+        """
+        began = time.monotonic()
+        self._connected_since = self._connected_since or began
+        self._fruitless += 1
         for kind, found in self._api.watch(self._collection, self._version, selector=self._selector):
-            version = found["metadata"]["resourceVersion"]
+            version = _version(found)
             if kind != "BOOKMARK":
-                self._take(self._key(found), None if kind == "DELETED" else self._keep(found), int(version))
-            self._version = version
+                self._take(self._key(found), None if kind == "DELETED" else self._keep(found), version)
+            self._version = str(max(version, int(self._version)))
+            self._fruitless, self._pause_s = 0, _FIRST_PAUSE_S
+            self._tell_again()
             if self._stopping.is_set():
                 return
+        if self._fruitless and time.monotonic() - began < _AT_ONCE_S and not self._stopping.is_set():
+            raise Unavailable("the server ends watches as soon as they begin")
+        self._fruitless, self._pause_s = 0, _FIRST_PAUSE_S
 
 
 def _lean(found: Object) -> Object:

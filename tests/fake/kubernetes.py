@@ -53,6 +53,7 @@ class Kubernetes:
         self._changed = threading.Condition()
         self._lost: list[str] = []
         self._refuse: list[tuple[str, int, dict[str, str]]] = []
+        self._interjected: list[bytes] = []
         self._connections: set[socket.socket] = set()
         self._port = 0
         self._server: _Server | None = None
@@ -119,6 +120,12 @@ class Kubernetes:
     def refuse(self, method: str, status: int, **headers: str) -> None:
         """Answer the next *method* with *status*."""
         self._refuse.append((method, status, headers))
+
+    def interject(self, line: bytes, times: int = 1) -> None:
+        """Begin the next so many watches with *line*, and end them there where it has no end; break those there are."""
+        with self._changed:
+            self._interjected += [line] * times
+        self.cut()
 
     def forget_history(self) -> None:
         """Compact: watches from any version before now are 410 Gone; break those there are."""
@@ -286,6 +293,11 @@ class Kubernetes:
             return True
         return False
 
+    def interjected(self) -> bytes | None:
+        """What this watch is to begin with, if anything was ordered."""
+        with self._changed:
+            return self._interjected.pop(0) if self._interjected else None
+
     def connected(self, connection: socket.socket, *, there: bool) -> None:
         """Keep account of the connections."""
         with self._changed:
@@ -434,6 +446,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
         self.wfile.flush()
 
+    def _chunk(self, data: bytes) -> None:
+        if data:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+            self.wfile.flush()
+
     def _watch(self, collection: str, query: dict[str, str]) -> None:
         until = time.monotonic() + int(query.get("timeoutSeconds", 300))
         events = self.api.events(collection, int(query["resourceVersion"]), query.get("labelSelector", ""), until)
@@ -443,10 +460,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         self.wfile.flush()
+        if (odd := self.api.interjected()) is not None:
+            self._chunk(odd)
+            first = first if odd.endswith(b"\n") else None
         while first is not None:
-            line = json.dumps({"type": first[0], "object": first[1]}).encode() + b"\n"
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(line), line))
-            self.wfile.flush()
+            self._chunk(json.dumps({"type": first[0], "object": first[1]}).encode() + b"\n")
             first = next(events, None)
         self.wfile.write(b"0\r\n\r\n")
         self.wfile.flush()

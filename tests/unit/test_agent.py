@@ -328,6 +328,15 @@ def test_all_data_is_gone_when_the_api_comes_back(scene: Scene) -> None:
     scene.cluster.until(VOLUMES, "data", lambda now: now is not None and "gone" in resources.problem_of(now))
 
 
+def test_an_agent_that_hears_of_nothing_any_more_says_so(scene: Scene) -> None:
+    scene.start()
+    scene.wait_known()
+    assert not scene.agents[0].problem
+    scene.agents[0].cache.stop()
+    scene.cluster.cut()
+    until(lambda: scene.agents[0].problem == "its thread has died", "it is told")
+
+
 def test_deleted_by_hand(scene: Scene) -> None:
     scene.start()
     name = scene.want(f"pvc-{UID}", 16 * MIB, CLAIM)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import socket
+import threading
 import time
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from csi_local.kube.api import Api
 from csi_local.kube.cache import Cache
+from csi_local.kube.credentials import Credentials
 from csi_local.model.errors import AlreadyExists, Conflict, Expired, InvalidArgument, NotFound, Unavailable
 from tests.fake.kubernetes import Kubernetes
 
@@ -18,6 +24,7 @@ if TYPE_CHECKING:
 THINGS = "/apis/example.io/v1/things"
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/here/leases"
 SOON_S = 5.0
+OK = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
 @pytest.fixture
@@ -67,6 +74,30 @@ def size(cache: Cache, name: str) -> int | None:
     return None if found is None else int(found["spec"]["size"])
 
 
+@contextmanager
+def saying(words: bytes) -> Iterator[Credentials]:
+    """A server that answers whatever it is asked with *words*, and then says nothing and goes on listening."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        kept: list[socket.socket] = []
+
+        def serve() -> None:
+            with suppress(OSError):  # it ends when the socket is closed
+                while True:
+                    kept.append(listening.accept()[0])
+                    kept[-1].sendall(words)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield Credentials(server=f"http://127.0.0.1:{listening.getsockname()[1]}")
+        listening.shutdown(socket.SHUT_RDWR)
+    for one in kept:
+        one.close()
+
+
+def watched(kind: str, **found: object) -> bytes:
+    """A line of a watch."""
+    return json.dumps({"type": kind, "object": found}).encode() + b"\n"
+
+
 class TestApi:
     def test_verbs(self, api: Api) -> None:
         made = api.create(THINGS, thing("a"))
@@ -109,6 +140,46 @@ class TestApi:
         server.refuse("POST", 429, **{"Retry-After": "0.01"})
         server.refuse("POST", 429, **{"Retry-After": "0.01"})
         assert api.create(THINGS, thing("a"))["spec"] == {"size": 1}
+
+    def test_a_date_to_try_again_at(self, api: Api, server: Kubernetes) -> None:
+        server.refuse("POST", 429, **{"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"})
+        assert api.create(THINGS, thing("a"))["spec"] == {"size": 1}
+
+    @pytest.mark.parametrize("content", [b"[]", b"null", b"{}", b"<html>", b'{"metadata": {}}', b'{"metadata": null}'])
+    def test_what_is_no_list_is_not_taken_for_an_empty_one(self, content: bytes) -> None:
+        answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(content), content)
+        with saying(answer) as credentials:
+            api = Api(credentials)
+            with pytest.raises(Unavailable):
+                api.list(THINGS)
+            api.close()
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            b"garbage\n",
+            b"[]\n",
+            b"null\n",
+            b'{"type": "ADDED"}\n',
+            b'{"type": "ADDED", "object": {"metad',
+            watched("ADDED", metadata={"name": "odd"}),
+            watched("ADDED", metadata={"name": "odd", "resourceVersion": "x"}),
+            watched("ERROR", code=500, message="as ordered"),
+            watched("ERROR", code="410"),
+        ],
+    )
+    def test_what_is_no_event_ends_a_watch(self, line: bytes) -> None:
+        with saying(OK + line) as credentials, pytest.raises(Unavailable):
+            next(Api(credentials, silence_s=0.1).watch(THINGS, "1", timeout_s=0))
+
+    def test_an_event_that_says_that_the_version_is_too_old(self) -> None:
+        with saying(OK + watched("ERROR", code=410)) as credentials, pytest.raises(Expired):
+            next(Api(credentials).watch(THINGS, "1"))
+
+    @pytest.mark.parametrize("words", [b"", OK, OK + b"{"])
+    def test_a_server_that_falls_silent_is_given_up(self, words: bytes) -> None:
+        with saying(words) as credentials, pytest.raises(Unavailable, match="timed out"):
+            next(Api(credentials, silence_s=0.1).watch(THINGS, "1", timeout_s=0))
 
     def test_kept_connections_may_be_closed(self, api: Api, server: Kubernetes) -> None:
         api.create(THINGS, thing("a"))
@@ -255,6 +326,55 @@ class TestCache:
         soon(lambda: size(cache, "a") == 1 and len(cache.items()) == 1)
         server.create(THINGS, thing("new"))
         soon(lambda: size(cache, "new"))
+
+    @pytest.mark.parametrize("line", [b"garbage\n", b"", watched("ERROR", code=410, message="too old")])
+    def test_watches_that_make_no_sense(
+        self, cache: Cache, server: Kubernetes, caplog: pytest.LogCaptureFixture, line: bytes
+    ) -> None:
+        server.create(THINGS, thing("gone"))
+        soon(lambda: size(cache, "gone"))
+        server.interject(line, 5)
+        server.delete(THINGS, "gone")
+        server.create(THINGS, thing("a"))
+        soon(lambda: not server._interjected and size(cache, "a") and size(cache, "gone") is None)
+        assert not cache.check_alive()
+        assert len([one for one in caplog.records if one.levelno >= logging.WARNING]) <= 1
+        assert len([path for _, path in server.requests if path.startswith(f"{THINGS}?limit=500")]) > 1, "not listed"
+
+    def test_a_listener_that_fails_keeps_it_from_nobody_and_is_told_again(
+        self, cache: Cache, server: Kubernetes, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        tried: list[tuple[str, bool, int]] = []
+        told: list[str] = []
+
+        def fail(name: str, old: dict[str, Any] | None, new: dict[str, Any] | None) -> None:
+            tried.append((name, old is None, new["spec"]["size"] if new else 0))
+            if len(tried) < 4:
+                raise RuntimeError("not foreseen")
+
+        cache.listen(fail)
+        cache.listen(lambda name, _old, _new: told.append(name))
+        made = server.create(THINGS, thing("a"))
+        cache.observe(made)
+        assert cache.wait("a", lambda found: found is not None, SOON_S)
+        assert told
+        soon(lambda: len(tried) >= 4)
+        assert set(tried) == {("a", True, 1)}
+        server.patch(THINGS, "a", {"spec": {"size": 2}})
+        soon(lambda: tried[-1] == ("a", False, 2))
+        assert len([one for one in caplog.records if one.levelno >= logging.WARNING]) == 1
+
+    def test_restored_from_a_backup_and_its_history_gone(self, cache: Cache, server: Kubernetes) -> None:
+        server.create(THINGS, thing("a"))
+        backup = server.backup()
+        server.patch(THINGS, "a", {"spec": {"size": 2}})
+        soon(lambda: size(cache, "a") == 2)
+        server._interjected = [watched("ERROR", code=410)]
+        with server._changed:  # so that it is not seen between the two
+            server.objects, server._version = backup
+            server._history.clear()
+        server.cut()
+        soon(lambda: size(cache, "a") == 1)
 
     def test_wait(self, cache: Cache, server: Kubernetes) -> None:
         assert cache.wait("a", lambda found: found is None, 0)
