@@ -168,7 +168,7 @@ class ClusterPart:
         self._api = api = Api(config.credentials)
         node = config.node_id
         events = Events(api, node)
-        reports = PoolReports(api, node, engine.pools, config.pools, events)
+        reports = self._reports = PoolReports(api, node, engine.pools, config.pools, events)
         self._pools = Beat("pools", reports.report, POOLS_S, POOLS_PAUSE_S)
 
         def agent(kind: Kind[V], workers: int) -> Agent[V]:
@@ -190,7 +190,9 @@ class ClusterPart:
         volumes = self._volumes.cache
         self._keys = KeyRotations(api, volumes, engine.rotator, events, told=told, crash_point=crash_point)
         engine.copies.listen(self._copied)
-        self._node_lease = NodeLease(api, node, config.namespace, lambda: self._problem or self._unconnected)
+        self._node_lease = NodeLease(
+            api, node, config.namespace, lambda: self._problem or self._unconnected, lost=self._tell_anew
+        )
         self._lease = Beat("lease", self._renew, LEASE_S)
         self.survey = Survey(engine.volumes, engine.pools, self._surveyed)
         self._parts = (self._pools, self._keys, *self._agents, self._lease, self.survey)
@@ -202,6 +204,10 @@ class ClusterPart:
     @property
     def _unconnected(self) -> str:
         return next((agent.unconnected for agent in self._agents if agent.unconnected), "")
+
+    def _tell_anew(self) -> None:
+        self._reports.doubt()
+        self._pools.ask()
 
     def _renew(self) -> None:
         for agent in self._agents:

@@ -86,14 +86,57 @@ class Beat:
         return ""
 
 
+class Owner:
+    """This node's Node: what tells of the node goes with it, and so does a node that leaves the cluster."""
+
+    def __init__(self, api: Api, node: str) -> None:
+        self._api = api
+        self._node = node
+        self._seen = False
+
+    def metadata(self) -> Object:
+        """The ``metadata`` of what is to go with the Node that there is now; nothing where there never was one.
+
+        Raises:
+            Unavailable: it has been deleted. What was made now would stay, and nobody could ever tell that the node is
+                gone; a Node that is made anew has another uid.
+        """
+        try:
+            owned = resources.owned_by_node(self._api.get(resources.NODES, self._node))
+        except NotFound:
+            if self._seen:
+                raise Unavailable(f"Node {self._node} has been deleted: nothing is told of it any more") from None
+            return {}
+        self._seen = True
+        return owned
+
+
+def _nobody() -> None:
+    pass
+
+
 class NodeLease:
     """Renews this node's Lease for as long as *problem* says nothing."""
 
-    def __init__(self, api: Api, node: str, namespace: str, problem: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        api: Api,
+        node: str,
+        namespace: str,
+        problem: Callable[[], str],
+        *,
+        lost: Callable[[], None] = _nobody,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """*lost* is called where the Lease was deleted, as all is that belongs to a Node when that is."""
         self._api = api
         self._node = node
         self._collection = resources.leases(namespace)
         self._problem = problem
+        self._lost = lost
+        self._clock = clock
+        self._owner = Owner(api, node)
+        self._owned_until = clock()
 
     def renew(self) -> None:
         """Say that the node is at work.
@@ -110,19 +153,28 @@ class NodeLease:
             "renewTime": resources.micro_time(time.time()),
         }
         try:
-            self._api.patch(self._collection, name, {"spec": spec})
+            there = self._api.patch(self._collection, name, {"spec": spec})
         except NotFound:
-            metadata = {"name": name, "labels": {resources.NODE_LABEL: self._node}, **_owner(self._api, self._node)}
+            metadata = {"name": name, "labels": {resources.NODE_LABEL: self._node}, **self._owner.metadata()}
             lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
-            self._api.create(self._collection, lease)
+            there = self._api.create(self._collection, lease)
+            self._lost()
+        if self._clock() >= self._owned_until:
+            self._owned_until = self._clock() + _BELIEVED_S
+            self._see_owner(name, there)
+
+    def _see_owner(self, name: str, there: Object) -> None:
+        """Have the Lease go with the Node that there is now; it is renewed all the same where that cannot be."""
+        try:
+            owner = self._owner.metadata()
+            if owner and not _is_owned(there, owner):
+                self._api.patch(self._collection, name, {"metadata": owner})
+        except DriverError as error:
+            _log.info("Lease %s does not go with its Node: %s", name, error)
 
 
-def _owner(api: Api, node: str) -> Object:
-    """Who is to go before what tells of this node: its Node, where there is one."""
-    try:
-        return resources.owned_by_node(api.get(resources.NODES, node))
-    except NotFound:
-        return {}
+def _is_owned(there: Object, owner: Object) -> bool:
+    return bool(there["metadata"].get("ownerReferences") == owner.get("ownerReferences"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,9 +189,19 @@ class _Told:
 class PoolReports:
     """Keeps the LocalPools of this node as its pools are."""
 
-    def __init__(self, api: Api, node: str, pools: Pools, specs: Sequence[PoolSpec], events: Events) -> None:
+    def __init__(
+        self,
+        api: Api,
+        node: str,
+        pools: Pools,
+        specs: Sequence[PoolSpec],
+        events: Events,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._api = api
         self._node = node
+        self._clock = clock
+        self._owner = Owner(api, node)
         self._pools = pools
         self._specs = {spec.name: spec for spec in specs}
         self._events = events
@@ -159,11 +221,15 @@ class PoolReports:
                 self._events.warn(about_node(self._node), "PoolNotReady", message)
         for view in views:
             told = self._told.get(view.name)
-            if told is None or _is_news(told, view, time.monotonic()):
+            if told is None or _is_news(told, view, self._clock()):
                 self._tell(view)
         if not self._tidied:
             self._tidy()
             self._tidied = True
+
+    def doubt(self) -> None:
+        """See anew at the next report what the API has: it may have lost all."""
+        self._told.clear()
 
     def _tell(self, view: PoolView) -> None:
         name = resources.pool_resource_name(self._node, view.name)
@@ -181,14 +247,14 @@ class PoolReports:
         except NotFound:  # somebody deleted it
             self._told.pop(view.name, None)
             raise
-        self._told[view.name] = _Told(view=view, made=made, at=time.monotonic())
+        self._told[view.name] = _Told(view=view, made=made, at=self._clock())
 
     def _there(self, pool: str, name: str) -> Object:
         told = self._told.get(pool)
-        if told is not None and time.monotonic() - told.at < _BELIEVED_S:
+        if told is not None and self._clock() - told.at < _BELIEVED_S:
             return told.made
         wanted = pool_resource.new_pool(self._specs[pool], self._node)
-        owner = _owner(self._api, self._node)
+        owner = self._owner.metadata()
         wanted["metadata"] |= owner
         try:
             made = self._api.get(resources.POOLS, name)
@@ -197,8 +263,9 @@ class PoolReports:
                 return self._api.create(resources.POOLS, wanted)
             except AlreadyExists:
                 made = self._api.get(resources.POOLS, name)
-        owned = made["metadata"].get("ownerReferences") == owner.get("ownerReferences")
-        if made.get("spec") != wanted["spec"] or not owned:  # the configuration has changed, or the Node is another one
+        if made.get("spec") != wanted["spec"] or not _is_owned(
+            made, owner
+        ):  # the configuration has changed, or the Node is another one
             made = self._api.patch(resources.POOLS, name, {"spec": wanted["spec"], "metadata": owner})
         return made
 

@@ -72,6 +72,12 @@ def writes(server: Kubernetes) -> int:
     return sum(method != "GET" for method, _ in server.requests)
 
 
+def owners(server: Kubernetes) -> list[str]:
+    """Return the uids of the Nodes with which the pools and the Lease go."""
+    found = (*server.all(POOLS), *server.all(LEASES))
+    return [owner["uid"] for one in found for owner in one["metadata"].get("ownerReferences", [{"uid": ""}])]
+
+
 class TestPools:
     @pytest.fixture
     def reports(self, api: Api, rig: Rig, events: Events) -> PoolReports:
@@ -139,6 +145,74 @@ class TestPools:
         for made in (*server.all(POOLS), *server.all(LEASES)):
             (owner,) = made["metadata"]["ownerReferences"]
             assert (owner["kind"], owner["name"], owner["uid"]) == ("Node", NODE, uid)
+
+    def test_a_node_that_is_made_anew(self, server: Kubernetes, api: Api, rig: Rig, events: Events) -> None:
+        clock = Clock()
+        reports = PoolReports(api, NODE, rig.pools, rig.specs, events, clock)
+        renewed: list[str] = []
+        lease = NodeLease(api, NODE, "csi-local", lambda: "", lost=lambda: renewed.append("lost"), clock=clock)
+        uid = ""
+        for collected in ("none", "all", "pools", "leases"):
+            if uid:
+                server.delete(resources.NODES, NODE)
+            uid = server.create(resources.NODES, {"metadata": {"name": NODE}})["metadata"]["uid"]
+            for collection, what in ((POOLS, "pools"), (LEASES, "leases")):
+                for one in server.all(collection) if collected in ("all", what) else ():
+                    server.lose(collection, one["metadata"]["name"])
+            renewed.clear()
+            clock.now += 61
+            lease.renew()
+            reports.report()
+            assert owners(server) == [uid] * 3
+            assert len(server.all(POOLS)) == 2
+            assert bool(renewed) == (collected != "pools")
+
+    def test_all_that_was_told_is_told_anew_at_once_when_asked(self, server: Kubernetes, reports: PoolReports) -> None:
+        reports.report()
+        for one in server.all(POOLS):
+            server.lose(POOLS, one["metadata"]["name"])
+        reports.report()
+        assert server.all(POOLS) == []
+        reports.doubt()
+        reports.report()
+        assert [one["status"]["volumes"] for one in server.all(POOLS)] == [0, 0]
+
+    def test_nothing_is_told_of_a_node_that_was_deleted(
+        self, server: Kubernetes, api: Api, rig: Rig, events: Events
+    ) -> None:
+        clock = Clock()
+        reports = PoolReports(api, NODE, rig.pools, rig.specs, events, clock)
+        lease = NodeLease(api, NODE, "csi-local", lambda: "", clock=clock)
+        server.create(resources.NODES, {"metadata": {"name": NODE}})
+        lease.renew()
+        reports.report()
+        server.delete(resources.NODES, NODE)
+        lease.renew()  # not collected yet
+        for collection in (POOLS, LEASES):
+            for one in server.all(collection):
+                server.lose(collection, one["metadata"]["name"])
+        clock.now += 61
+        for act in (lease.renew, reports.report):
+            with pytest.raises(Unavailable, match="has been deleted"):
+                act()
+        assert server.all(POOLS) == server.all(LEASES) == []
+
+    def test_a_lease_that_cannot_be_given_to_its_node_is_renewed_all_the_same(
+        self, server: Kubernetes, api: Api
+    ) -> None:
+        clock = Clock()
+        lease = NodeLease(api, NODE, "csi-local", lambda: "", clock=clock)
+        lease.renew()  # before there is a Node
+        server.create(resources.NODES, {"metadata": {"name": NODE}})
+        clock.now += 61
+        server.refuse("GET", 403)
+        before = server.all(LEASES)[0]["spec"]["renewTime"]
+        lease.renew()
+        assert server.all(LEASES)[0]["spec"]["renewTime"] > before
+        assert owners(server) == [""]
+        clock.now += 61
+        lease.renew()
+        assert owners(server) != [""]
 
     def test_an_outage(self, server: Kubernetes, reports: PoolReports) -> None:
         with server.outage(), pytest.raises(Unavailable):
