@@ -198,7 +198,7 @@ def _engine(config: Config, stack: ExitStack) -> Engine:
     """The engine on this machine, with all of the process on one processor."""
     _together(stack)
     engine = Engine(LinuxHost(), config)
-    stack.callback(engine.pools.close)
+    stack.callback(engine.pools.leave)
     stack.callback(engine.sweeper.stop)
     stack.callback(engine.copies.stop, _COPIES_END_WITHIN_S)
     return engine

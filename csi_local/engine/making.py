@@ -69,6 +69,12 @@ def visit_pool(host: Host, spec: PoolSpec, run_dir: str, held: ExitStack) -> str
     return root
 
 
+def leave_pool(host: Host, spec: PoolSpec, root: str) -> None:
+    """Unmount an open pool, unless volumes that are in use lie in it; it stays locked."""
+    if spec.kind is not PoolKind.PATH:
+        _leave(host, root)
+
+
 def _open_path(host: Host, spec: PoolSpec, held: ExitStack) -> str:
     found = host.stat(spec.target)
     if found is None:

@@ -114,6 +114,14 @@ class Pools:
         for held in all_held:
             held.close()
 
+    def leave(self) -> None:
+        """As :meth:`close`, at the end of the process; but the pools stay locked until the kernel has ended it.
+
+        Threads that could not be waited for still work in them, and another driver would sweep what they are making.
+        """
+        for pool in self.all():
+            making.leave_pool(self._host, pool.spec, pool.root)
+
     @property
     def ready(self) -> bool:
         """Whether every pool is open."""

@@ -1,0 +1,64 @@
+"""Two drivers for one node, for a moment: the pools are the one's or the other's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from csi_local.engine.pools import Pools
+from csi_local.model.errors import Busy
+from tests.fake.host import new_host
+from tests.unit.rig import PATIENCE_S, RUN_DIR, Rig, request
+
+if TYPE_CHECKING:
+    from tests.fake.host import FakeHost
+
+MIB = 1 << 20
+
+
+def new_driver(rig: Rig) -> Pools:
+    """Another driver on the same machine."""
+    return Pools(rig.host, rig.specs, RUN_DIR)
+
+
+class Ending(Rig):
+    """A driver that is told to end while it makes a volume, and another one that begins."""
+
+    other: Pools | None = None
+
+    def _pass(self, name: str) -> None:
+        super()._pass(name)
+        if self.other is None:
+            self.pools.leave()
+            self.other = new_driver(self)
+            self.other.open(patient=True)
+
+
+@pytest.fixture
+def host() -> FakeHost:
+    host = new_host()
+    host.make_dirs("/pools/dirs")
+    return host
+
+
+def test_what_an_ending_driver_still_makes_is_not_swept_by_the_next(host: FakeHost) -> None:
+    rig = Ending("dirs=path:/pools/dirs", host=host)
+    rig.start()
+    rig.volumes.create(request("data", 16 * MIB, {}), PATIENCE_S)
+    assert rig.other is not None
+    assert "in use by another csi-local" in rig.other.missing()
+    rig.host.crash()  # its process is gone at last
+    assert [pool.spec.name for pool in rig.other.retry()] == ["dirs"]
+    assert [*rig.other.get("dirs").store.volumes()] == ["data"]
+
+
+def test_an_ending_driver_leaves_no_mount_and_every_lock() -> None:
+    rig = Rig()
+    rig.start()
+    rig.pools.leave()
+    assert [mount.point for mount in rig.host.mounts(RUN_DIR)] == []
+    with pytest.raises(Busy, match="another csi-local"):
+        new_driver(rig).open()
+    rig.host.crash()
+    new_driver(rig).open()
