@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -11,6 +12,7 @@ from csi_local.engine import making
 from csi_local.engine.pool import GONE, Pool, absent
 from csi_local.host.api import Host
 from csi_local.model.errors import (
+    Busy,
     DriverError,
     FailedPrecondition,
     HostError,
@@ -24,6 +26,8 @@ from csi_local.store.layout import NEW, Layout
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+_ANOTHER_ENDS_WITHIN_S = 30
+"""How long Kubernetes lets a pod end (``terminationGracePeriodSeconds``)."""
 
 
 class Pools:
@@ -40,6 +44,7 @@ class Pools:
         """Held while a pool changes between being open and being missing."""
         self._open: dict[str, Pool] = {}
         self._missing = {spec.name: "not opened yet" for spec in specs}
+        self._locked = False
         self._held: dict[str, ExitStack] = {}
         self._uuids: dict[str, str] = {}
         self._tolerated: tuple[type[DriverError], ...] = (Unavailable, HostError)
@@ -49,11 +54,12 @@ class Pools:
         """Have *listener* told of each pool that is opened from now on, before anybody else can find it."""
         self._listeners.append(listener)
 
-    def open(self, *, patient: bool = False) -> None:
+    def open(self, *, patient: bool = False, pause: Callable[[float], None] = time.sleep) -> None:
         """Open every pool that is there; what is missing or failing is tried again by :meth:`retry`.
 
         A *patient* one waits for those that must not be used as well, and may have none: where somebody else says
-        what this node's pools are, one that is wrong must not keep pods from the others.
+        what this node's pools are, one that is wrong must not keep pods from the others. And it lets another driver
+        end first: what it said of volumes without their pools would be wrong.
 
         Raises:
             DriverError: a pool must not be used (it holds something else, somebody else uses it), or none is there.
@@ -62,6 +68,11 @@ class Pools:
             self._tolerated = (DriverError,)
         try:
             self.retry()
+            for _ in range(_ANOTHER_ENDS_WITHIN_S):
+                if not self._locked:
+                    break
+                pause(1.0)
+                self.retry()
         except BaseException:
             self.close()
             raise
@@ -71,7 +82,7 @@ class Pools:
     def retry(self) -> list[Pool]:
         """Try to open the pools that are not; return those that now are."""
         self._let_go()
-        opened = []
+        opened, self._locked = [], False
         for spec in self._specs:
             if spec.name not in self._missing:
                 continue
@@ -79,8 +90,10 @@ class Pools:
                 try:
                     pool = self._adopt(spec, self._open_pool(self._host, spec, self._run_dir, held))
                 except self._tolerated as error:
+                    self._locked = self._locked or isinstance(error, Busy)
+                    said = self._missing[spec.name] == str(error)
                     self._missing[spec.name] = str(error)
-                    _log.error("pool %s: %s", spec.name, error)
+                    _log.log(logging.DEBUG if said else logging.ERROR, "pool %s: %s", spec.name, error)
                     continue
                 with self._guard:
                     self._held[spec.name] = held.pop_all()

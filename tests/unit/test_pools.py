@@ -32,7 +32,7 @@ class Ending(Rig):
         if self.other is None:
             self.pools.leave()
             self.other = new_driver(self)
-            self.other.open(patient=True)
+            self.other.open(patient=True, pause=lambda _seconds: None)
 
 
 @pytest.fixture
@@ -62,3 +62,37 @@ def test_an_ending_driver_leaves_no_mount_and_every_lock() -> None:
         new_driver(rig).open()
     rig.host.crash()
     new_driver(rig).open()
+
+
+def test_a_patient_driver_lets_another_end_before_it_says_anything() -> None:
+    rig = Rig()
+    rig.start()
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            rig.host.crash()
+
+    new = new_driver(rig)
+    new.open(patient=True, pause=pause)
+    assert new.ready
+    assert len(pauses) == 3
+
+
+def test_a_patient_driver_waits_for_another_no_longer_than_a_pod_may_take_to_end() -> None:
+    rig = Rig()
+    rig.start()
+    pauses: list[float] = []
+    new = new_driver(rig)
+    new.open(patient=True, pause=pauses.append)
+    assert sum(pauses) == 30
+    assert not new.all()
+
+
+def test_a_pool_that_is_only_missing_is_not_waited_for() -> None:
+    rig = Rig("dirs=path:/nowhere", "loops=image:/pools/loops.img,size=4Gi")
+    new = new_driver(rig)
+    pauses: list[float] = []
+    new.open(patient=True, pause=pauses.append)
+    assert (pauses, [pool.spec.name for pool in new.all()]) == ([], ["loops"])
