@@ -170,11 +170,14 @@ class ClusterPart:
         events = Events(api, node)
         reports = self._reports = PoolReports(api, node, engine.pools, config.pools, events)
         self._pools = Beat("pools", reports.report, POOLS_S, POOLS_PAUSE_S)
+        self._node_lease = NodeLease(
+            api, node, config.namespace, lambda: self._problem or self._unconnected, lost=self._tell_anew
+        )
 
         def agent(kind: Kind[V], workers: int) -> Agent[V]:
             return Agent(
                 api,
-                node,
+                self._node_lease.owner,
                 kind,
                 events,
                 told=told,
@@ -190,9 +193,6 @@ class ClusterPart:
         volumes = self._volumes.cache
         self._keys = KeyRotations(api, volumes, engine.rotator, events, told=told, crash_point=crash_point)
         engine.copies.listen(self._copied)
-        self._node_lease = NodeLease(
-            api, node, config.namespace, lambda: self._problem or self._unconnected, lost=self._tell_anew
-        )
         self._lease = Beat("lease", self._renew, LEASE_S)
         self.survey = Survey(engine.volumes, engine.pools, self._surveyed)
         self._parts = (self._pools, self._keys, *self._agents, self._lease, self.survey)

@@ -16,6 +16,7 @@ from csi_local.kube.api import Api, Object
 from csi_local.kube.cache import Cache
 from csi_local.kube.events import Events, about_node
 from csi_local.kube.kind import Kind, V, View
+from csi_local.kube.pools import Owner
 from csi_local.kube.work import Marks, WorkQueue
 from csi_local.model.errors import AlreadyExists, Conflict, DriverError, NotFound, Unavailable
 
@@ -32,7 +33,7 @@ class Agent(Generic[V]):
     def __init__(
         self,
         api: Api,
-        node: str,
+        owner: Owner,
         kind: Kind[V],
         events: Events,
         *,
@@ -41,10 +42,14 @@ class Agent(Generic[V]):
         crash_point: Callable[[str], None],
         workers: int = WORKERS,
     ) -> None:
-        """*changed* is called when the pools have more or less room than before."""
-        self.cache = Cache(api, kind.collection, selector=resources.selector(node))
+        """*changed* is called when the pools have more or less room than before.
+
+        Where its *owner* has left the cluster, what was forgotten with it gets no resources again.
+        """
+        self.cache = Cache(api, kind.collection, selector=resources.selector(owner.node))
         self._api = api
-        self._node = node
+        self._node = owner.node
+        self._owner = owner
         self._kind = kind
         self._events = events
         self._told = told
@@ -314,6 +319,7 @@ class Agent(Generic[V]):
         if adopted is None:
             self._warn_node(f"{noun.capitalize()}Damaged", view.problem)
             return True
+        self._owner.check_there()
         try:
             made = self._api.create(self._kind.collection, adopted)
         except AlreadyExists:

@@ -87,12 +87,24 @@ class Beat:
 
 
 class Owner:
-    """This node's Node: what tells of the node goes with it, and so does a node that leaves the cluster."""
+    """This node's Node: what tells of the node goes with it.
+
+    Attributes:
+        node: its name.
+    """
 
     def __init__(self, api: Api, node: str) -> None:
+        self.node = node
         self._api = api
-        self._node = node
         self._seen = False
+
+    def check_there(self) -> None:
+        """See that the node has not left the cluster.
+
+        Raises:
+            Unavailable: its Node has been deleted.
+        """
+        self.metadata()
 
     def metadata(self) -> Object:
         """The ``metadata`` of what is to go with the Node that there is now; nothing where there never was one.
@@ -102,10 +114,10 @@ class Owner:
                 gone; a Node that is made anew has another uid.
         """
         try:
-            owned = resources.owned_by_node(self._api.get(resources.NODES, self._node))
+            owned = resources.owned_by_node(self._api.get(resources.NODES, self.node))
         except NotFound:
             if self._seen:
-                raise Unavailable(f"Node {self._node} has been deleted: nothing is told of it any more") from None
+                raise Unavailable(f"Node {self.node} has been deleted: nothing is told of it any more") from None
             return {}
         self._seen = True
         return owned
@@ -116,7 +128,11 @@ def _nobody() -> None:
 
 
 class NodeLease:
-    """Renews this node's Lease for as long as *problem* says nothing."""
+    """Renews this node's Lease for as long as *problem* says nothing.
+
+    Attributes:
+        owner: the Node with which it goes.
+    """
 
     def __init__(
         self,
@@ -135,7 +151,7 @@ class NodeLease:
         self._problem = problem
         self._lost = lost
         self._clock = clock
-        self._owner = Owner(api, node)
+        self.owner = Owner(api, node)
         self._owned_until = clock()
 
     def renew(self) -> None:
@@ -155,7 +171,7 @@ class NodeLease:
         try:
             there = self._api.patch(self._collection, name, {"spec": spec})
         except NotFound:
-            metadata = {"name": name, "labels": {resources.NODE_LABEL: self._node}, **self._owner.metadata()}
+            metadata = {"name": name, "labels": {resources.NODE_LABEL: self._node}, **self.owner.metadata()}
             lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
             there = self._api.create(self._collection, lease)
             self._lost()
@@ -166,7 +182,7 @@ class NodeLease:
     def _see_owner(self, name: str, there: Object) -> None:
         """Have the Lease go with the Node that there is now; it is renewed all the same where that cannot be."""
         try:
-            owner = self._owner.metadata()
+            owner = self.owner.metadata()
             if owner and not _is_owned(there, owner):
                 self._api.patch(self._collection, name, {"metadata": owner})
         except DriverError as error:

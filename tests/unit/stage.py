@@ -9,6 +9,7 @@ from csi_local.kube.agent import Agent
 from csi_local.kube.api import Api
 from csi_local.kube.events import Events
 from csi_local.kube.kind import V
+from csi_local.kube.pools import Owner
 from csi_local.kube.resources import NODE_LABEL, answered
 from tests.observe import until
 
@@ -46,7 +47,7 @@ class Stage(Generic[V]):
         events = Events(api, NODE)
         agent = Agent(
             api,
-            NODE,
+            Owner(api, NODE),
             self.kind(),
             events,
             told=lambda operation, result, _seconds: self.told.append((operation, result)),

@@ -373,6 +373,22 @@ class TestAdoption:
         scene.look()
         assert scene.answer(name)["volumeId"] == "data"
 
+    def test_not_on_a_node_that_has_left_the_cluster(self, scene: Scene) -> None:
+        scene.cluster.create(resources.NODES, {"metadata": {"name": NODE}})
+        scene.rig.volumes.create(_request("first", 16 * MIB, {}), PATIENCE_S)
+        scene.start()
+        scene.look()
+        scene.answer("first")
+        scene.wait_known()
+        scene.cluster.delete(resources.NODES, NODE)
+        scene.cluster.lose(VOLUMES, "first")  # the controller forgets it
+        until(lambda: scene.agents[0].cache.get("first") is None, "it is forgotten")
+        scene.look()
+        until(lambda: scene.agents[0]._queue._failures, "that was tried")
+        assert scene.cluster.all(VOLUMES) == []
+        scene.cluster.create(resources.NODES, {"metadata": {"name": NODE}})
+        scene.answer("first")  # it came back
+
     def test_one_that_is_being_removed_is_not_brought_back(self, scene: Scene) -> None:
         scene.start()
         name = scene.want("data", 16 * MIB)
