@@ -19,7 +19,7 @@ from csi_local._proto import pluginregistration_pb2 as pb
 from csi_local.model.errors import DriverError, Unavailable
 from csi_local.model.text import on_one_line
 from csi_local.rpc.identity import DRIVER_NAME
-from csi_local.rpc.server import listening, socket_path
+from csi_local.rpc.server import listening, made_at, socket_path
 
 _log = logging.getLogger(__name__)
 _VERSIONS = ("1.0.0",)
@@ -50,7 +50,7 @@ class Registration:
         self._renew = renew
         self._look_s = look_s
         self._server: grpc.Server | None = None
-        self._inode = 0
+        self._made = ""
         self._failures = 0
         self._retry_at = 0.0
         self._stopping = threading.Event()
@@ -123,8 +123,7 @@ class Registration:
             ),
         }
         self._server = listening(self._path, [grpc.method_handlers_generic_handler(_SERVICE, methods)], _WORKERS)
-        with suppress(OSError):  # gone again: the next look finds it so
-            self._inode = Path(self._path).lstat().st_ino
+        self._made = made_at(self._path)
 
     def _withdraw(self) -> None:
         if self._server is not None:
@@ -135,10 +134,7 @@ class Registration:
                 Path(self._path).unlink()
 
     def _is_ours(self) -> bool:
-        try:
-            return Path(self._path).lstat().st_ino == self._inode
-        except OSError:
-            return False
+        return made_at(self._path) == self._made != ""
 
     def _run(self) -> None:
         while not self._stopping.wait(self._look_s):

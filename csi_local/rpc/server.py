@@ -75,6 +75,7 @@ class Server:
         self._handlers = tuple(_handlers(service, observe) for service in services)
         self._workers = workers
         self._server: grpc.Server | None = None
+        self._made = ""
 
     def start(self) -> None:
         """Take the socket, which only its owner may use (0600), and serve.
@@ -85,6 +86,7 @@ class Server:
             Unavailable: it cannot be made.
         """
         self._server = listening(self._path, self._handlers, self._workers)
+        self._made = made_at(self._path)
 
     @property
     def problem(self) -> str:
@@ -99,15 +101,26 @@ class Server:
         """
         if self._server is not None and self.problem:
             _log.warning("%s; it is made anew", self.problem)
-            before, self._server = self._server, listening(self._path, self._handlers, self._workers)
+            before = self._server
+            self.start()
             before.stop(_GRACE_S)
 
     def stop(self) -> None:
-        """Let the requests under way end, refuse new ones, and remove the socket."""
+        """Let the requests under way end, refuse new ones, and remove the socket, where it is not another's by then."""
         if self._server is not None:
             self._server.stop(_GRACE_S).wait()
-        with suppress(FileNotFoundError):
-            Path(self._path).unlink()
+        if self._made == made_at(self._path):
+            with suppress(FileNotFoundError):
+                Path(self._path).unlink()
+
+
+def made_at(path: str) -> str:
+    """What tells a socket from one that is made at the same place later, perhaps with the same inode; "" for none."""
+    try:
+        seen = os.lstat(path)
+    except OSError:
+        return ""
+    return f"{seen.st_dev}:{seen.st_ino}:{seen.st_mtime_ns}"
 
 
 def listening(path: str, handlers: Sequence[grpc.GenericRpcHandler], workers: int) -> grpc.Server:

@@ -13,6 +13,7 @@ from csi_local._proto import pluginregistration_pb2 as pb
 from csi_local._proto import pluginregistration_pb2_grpc as pb_grpc
 from csi_local.model.errors import Busy, InvalidArgument, Unavailable
 from csi_local.rpc.registration import Registration, registration_socket
+from csi_local.rpc.server import Server
 from tests.observe import until
 
 if TYPE_CHECKING:
@@ -168,3 +169,17 @@ def test_another_s_socket_is_left(folder: Path, kubelet: Kubelet) -> None:
     made.stop()
     assert kubelet.socket.exists()
     assert registration_socket(str(folder)) == str(kubelet.socket)
+
+
+def test_an_ending_driver_takes_no_socket_from_the_next(folder: Path) -> None:
+    endpoint = f"unix://{folder}/csi.sock"
+    ending, new = Server(endpoint, ()), Server(endpoint, ())
+    ending.start()
+    assert ending._server is not None
+    ending._server.stop(None).wait()  # and it waits for its last requests
+    new.start()
+    ending.stop()
+    with pytest.raises(Busy):
+        Server(endpoint, ()).start()
+    new.stop()
+    assert not (folder / "csi.sock").exists()
