@@ -90,6 +90,12 @@ def test_what_was_refused_is_tried_again(registration: Registration, kubelet: Ku
     assert not registration.problem
 
 
+def test_what_is_refused_for_ever_is_tried_for_ever(registration: Registration, kubelet: Kubelet) -> None:
+    registration._failures = 5000
+    kubelet.tell(registered=False)
+    assert registration._retry_at
+
+
 def test_a_wiped_directory(registration: Registration, kubelet: Kubelet, folder: Path, renewed: list[float]) -> None:
     kubelet.tell(registered=True)
     shutil.rmtree(folder / "plugins_registry")
