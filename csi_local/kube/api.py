@@ -81,9 +81,7 @@ class Api:
         for sock in list(self._watched):
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-        with suppress(IndexError):
-            while True:
-                self._idle.pop().close()
+        self._drop_idle()
 
     def get(self, collection: str, name: str) -> Object:
         """One object.
@@ -217,6 +215,7 @@ class Api:
                     response = self._exchange(connection, method, path, data)
                 content = response.read()
         except (OSError, http.client.HTTPException, ValueError) as error:  # the last: a token that is none
+            self._drop_idle()  # where the server has vanished, each of them would be waited for in vain
             raise self._unreachable(error) from error
         return response.status, content, _pause(response.headers.get("Retry-After", ""))
 
@@ -255,6 +254,11 @@ class Api:
                 connection.close()
             else:
                 self._idle.append(connection)
+
+    def _drop_idle(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._closed:

@@ -189,6 +189,16 @@ class TestApi:
             api.get(THINGS, "a")
         assert api.get(THINGS, "a")["spec"] == {"size": 1}
 
+    def test_a_server_that_has_vanished_is_waited_for_once(self) -> None:
+        with saying(b"") as vanished:
+            api = Api(vanished, silence_s=0.1)
+            for _ in range(3):
+                api._idle.append(api._connect())
+                api._idle[-1].connect()
+            with pytest.raises(Unavailable, match="timed out"):
+                api.get(THINGS, "a")
+            assert not api._idle
+
     def test_a_lost_answer_is_found_out(self, api: Api, server: Kubernetes) -> None:
         server.lose_answer("POST")
         with pytest.raises(AlreadyExists):
