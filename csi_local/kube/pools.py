@@ -1,6 +1,7 @@
 """What the cluster knows of this node: its LocalPools, and a Lease that says that it is at work."""
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from csi_local.model.pool import PoolSpec, PoolView
 from csi_local.model.quantity import Bytes
 
 _log = logging.getLogger(__name__)
+_DICE = random.Random()  # noqa: S311 (only so that not all come back at once)
 LEASE_S = 10.0
 """Between renewals. The controller takes a node for gone that has missed three."""
 LEASE_DURATION_S = 40
@@ -65,15 +67,16 @@ class Beat:
         return f"nothing for {late:.0f} s" if late > self._every_s + _DEAD_AFTER_S else ""
 
     def _run(self) -> None:
-        failure = ""
+        failure, failures = "", 0
         while not self._stopping.is_set():
             self._asked.clear()
             before, failure = failure, self._try()
+            failures = failures + 1 if failure else 0
             if failure and failure != before:
                 _log.info("%s: %s; trying again", self._thread.name, failure)
             self._acted = time.monotonic()
             self._stopping.wait(self._pause_s)
-            self._asked.wait(min(_RETRY_S, self._every_s) if failure else self._every_s)
+            self._asked.wait(pause(failures, self._every_s))
 
     def _try(self) -> str:
         try:
@@ -84,6 +87,14 @@ class Beat:
             _log.exception("%s", self._thread.name)
             return repr(error)
         return ""
+
+
+def pause(failures: int, every_s: float) -> float:
+    """Seconds until a beat acts again, after so many failures in a row: soon at first, never later than *every_s*."""
+    if not failures:
+        return every_s
+    longest = min(every_s, _RETRY_S * 2.0 ** min(failures - 1, 16))
+    return longest * _DICE.uniform(0.5, 1.0)
 
 
 class Owner:

@@ -10,7 +10,7 @@ from csi_local.kube import resources
 from csi_local.kube.api import Api
 from csi_local.kube.events import Events, about_claim, about_node
 from csi_local.kube.pool_resource import new_pool, pool_view
-from csi_local.kube.pools import Beat, NodeLease, PoolReports
+from csi_local.kube.pools import Beat, NodeLease, PoolReports, pause
 from csi_local.kube.resources import POOLS
 from csi_local.model.errors import Unavailable
 from csi_local.model.pool import parse_pool
@@ -294,3 +294,10 @@ class TestBeat:
         until(lambda: len(acted) == 3, "it acts when asked, and once more since that failed")
         assert not beat.problem
         beat.stop()
+
+    def test_one_that_goes_on_failing_acts_less_and_less_often(self) -> None:
+        pauses = [pause(failures, 10.0) for failures in range(2000)]
+        assert pauses[0] == 10.0
+        assert pauses[1] <= 1.0
+        assert all(5.0 <= one <= 10.0 for one in pauses[5:])
+        assert len(set(pauses)) > 1000
