@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -33,6 +34,8 @@ _log = logging.getLogger(__name__)
 GONE = "its filesystem is no longer mounted"
 _READERS = 4
 """Records read at once at the start: from a cold disk each is a wait."""
+_SWEPT_BY_THEN = 1000
+"""After so many more removals nothing of a volume is in the trash that counts against its quota project."""
 _NOTHING = Abilities(filesystem="")
 
 
@@ -52,7 +55,8 @@ class Pool:
         self._weights: dict[str, Promises] = {}
         self._sum = Promises()
         self._overhead = 0
-        self._projects: set[int] = set()
+        self._projects: dict[VolumeId, int] = {}
+        self._past_projects: deque[int] = deque(maxlen=_SWEPT_BY_THEN)
         self.adopted: set[VolumeId] = set()
 
     @property
@@ -157,7 +161,7 @@ class Pool:
     def _keep(self, record: VolumeRecord) -> None:
         with self._guard:
             self._replace(record.id, self._weight(record))
-            self._projects.add(record.project)
+            self._projects[record.id] = record.project
             if record.adopted:
                 self.adopted.add(record.id)
 
@@ -168,6 +172,9 @@ class Pool:
         """Take back what a volume was promised: it is gone."""
         with self._guard:
             self._replace(gone, None)
+            if project := self._projects.pop(gone, 0):
+                self._past_projects.append(project)
+            self.adopted.discard(gone)
 
     def forget_snapshot(self, gone: SnapshotId) -> None:
         """Take back what a snapshot was promised: it is gone."""
@@ -253,7 +260,7 @@ class Pool:
         """A quota project for a new volume: a number made from its id, or the next one that is free."""
         number = int.from_bytes(hashlib.sha256(volume.encode()).digest()[:4], "big") % 0x3FFF0000 + 0x10000
         with self._guard:
-            while number in self._projects:
+            while number in self._projects.values() or number in self._past_projects:
                 number += 1
         return number
 

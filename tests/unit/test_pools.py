@@ -1,13 +1,15 @@
-"""Two drivers for one node, for a moment: the pools are the one's or the other's."""
+"""Open pools: two drivers for one node, for a moment; and what is remembered of volumes."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from csi_local.engine.pools import Pools
 from csi_local.model.errors import Busy
+from csi_local.model.volume import volume_id
 from tests.fake.host import new_host
 from tests.unit.rig import PATIENCE_S, RUN_DIR, Rig, request
 
@@ -96,3 +98,21 @@ def test_a_pool_that_is_only_missing_is_not_waited_for() -> None:
     pauses: list[float] = []
     new.open(patient=True, pause=pauses.append)
     assert (pauses, [pool.spec.name for pool in new.all()]) == ([], ["loops"])
+
+
+def test_of_volumes_that_are_gone_little_is_remembered_and_that_not_for_ever() -> None:
+    rig = Rig()
+    rig.start()
+    pool = rig.pools.get("loops")
+    made = rig.volumes.create(request("data", 16 * MIB, {"pool": "loops"}), PATIENCE_S).record
+    assert made is not None
+    rig.volumes.delete("data", PATIENCE_S)
+    first = pool.free_project(made.id)
+    pool._keep(replace(made, project=first))
+    pool.forget(made.id)
+    assert pool.free_project(made.id) != first, "what is still in the trash counts against it"
+    for number in range(1, 3000):
+        pool._keep(replace(made, id=volume_id(f"volume-{number}"), project=number, adopted="/somewhere"))
+        pool.forget(volume_id(f"volume-{number}"))
+    assert (len(pool._projects), len(pool._past_projects), pool.adopted) == (0, 1000, set())
+    assert pool.free_project(made.id) == first
