@@ -246,13 +246,23 @@ class PoolReports:
             if view.unavailable:
                 message = f"pool {view.name} cannot be used: {view.unavailable}"
                 self._events.warn(about_node(self._node), "PoolNotReady", message)
-        for view in views:
-            told = self._told.get(view.name)
-            if told is None or _is_news(told, view, self._clock()):
-                self._tell(view)
+        failures = [error for view in views if (error := self._try_to_tell(view))]
+        if failures:
+            raise failures[0]
         if not self._tidied:
             self._tidy()
             self._tidied = True
+
+    def _try_to_tell(self, view: PoolView) -> DriverError | None:
+        """Tell of one pool, where there is news; what is wrong with that is no reason to keep silent about others."""
+        told = self._told.get(view.name)
+        if told is not None and not _is_news(told, view, self._clock()):
+            return None
+        try:
+            self._tell(view)
+        except DriverError as error:
+            return error
+        return None
 
     def doubt(self) -> None:
         """See anew at the next report what the API has: it may have lost all."""

@@ -12,7 +12,7 @@ from csi_local.kube.events import Events, about_claim, about_node
 from csi_local.kube.pool_resource import new_pool, pool_view
 from csi_local.kube.pools import Beat, NodeLease, PoolReports, pause
 from csi_local.kube.resources import POOLS
-from csi_local.model.errors import Unavailable
+from csi_local.model.errors import InvalidArgument, Unavailable
 from csi_local.model.pool import parse_pool
 from tests.fake.kubernetes import Kubernetes
 from tests.observe import until
@@ -145,6 +145,14 @@ class TestPools:
         for made in (*server.all(POOLS), *server.all(LEASES)):
             (owner,) = made["metadata"]["ownerReferences"]
             assert (owner["kind"], owner["name"], owner["uid"]) == ("Node", NODE, uid)
+
+    def test_one_that_cannot_be_told_of_keeps_no_other_from_it(self, server: Kubernetes, reports: PoolReports) -> None:
+        server.refuse("PATCH", 422)
+        with pytest.raises(InvalidArgument):
+            reports.report()
+        assert sum("status" in one for one in server.all(POOLS)) == 1
+        reports.report()
+        assert sum("status" in one for one in server.all(POOLS)) == 2
 
     def test_a_node_that_is_made_anew(self, server: Kubernetes, api: Api, rig: Rig, events: Events) -> None:
         clock = Clock()
