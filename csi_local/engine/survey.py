@@ -47,6 +47,8 @@ def seen(pools: Pools, ids: Callable[[Pool], Iterable[str]], get: Callable[[str]
                 pass  # deleted meanwhile
             except DriverError as error:
                 _log.warning("%s: %s", shown, error)
+            except Exception:  # noqa: BLE001 (the others must be looked at; the log has it)
+                _log.exception("looking at %s", shown)
 
 
 class Survey:

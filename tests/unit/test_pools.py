@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from csi_local.engine.pools import Pools
+from csi_local.engine.survey import seen
 from csi_local.model.errors import Busy
 from csi_local.model.volume import volume_id
 from tests.fake.host import new_host
@@ -116,3 +117,17 @@ def test_of_volumes_that_are_gone_little_is_remembered_and_that_not_for_ever() -
         pool.forget(volume_id(f"volume-{number}"))
     assert (len(pool._projects), len(pool._past_projects), pool.adopted) == (0, 1000, set())
     assert pool.free_project(made.id) == first
+
+
+def test_a_volume_that_nobody_can_look_at_hides_no_other() -> None:
+    rig = Rig()
+    rig.start()
+    for name in ("bad", "good"):
+        rig.volumes.create(request(name, 16 * MIB, {}), PATIENCE_S)
+
+    def look(shown: str) -> str:
+        if shown == "bad":
+            raise ZeroDivisionError
+        return shown
+
+    assert list(seen(rig.pools, lambda pool: pool.store.volumes(), look)) == ["good"]
