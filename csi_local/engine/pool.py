@@ -56,7 +56,9 @@ class Pool:
         self._sum = Promises()
         self._overhead = 0
         self._projects: dict[VolumeId, int] = {}
-        self._past_projects: deque[int] = deque(maxlen=_SWEPT_BY_THEN)
+        self._past_projects: deque[int] = deque()
+        self._taken: set[int] = set()
+        """Both: the volumes', and those of volumes that are gone, but perhaps not swept."""
         self.adopted: set[VolumeId] = set()
 
     @property
@@ -162,6 +164,7 @@ class Pool:
         with self._guard:
             self._replace(record.id, self._weight(record))
             self._projects[record.id] = record.project
+            self._taken.add(record.project)
             if record.adopted:
                 self.adopted.add(record.id)
 
@@ -173,6 +176,8 @@ class Pool:
         with self._guard:
             self._replace(gone, None)
             if project := self._projects.pop(gone, 0):
+                if len(self._past_projects) == _SWEPT_BY_THEN:
+                    self._taken.discard(self._past_projects.popleft())
                 self._past_projects.append(project)
             self.adopted.discard(gone)
 
@@ -260,7 +265,7 @@ class Pool:
         """A quota project for a new volume: a number made from its id, or the next one that is free."""
         number = int.from_bytes(hashlib.sha256(volume.encode()).digest()[:4], "big") % 0x3FFF0000 + 0x10000
         with self._guard:
-            while number in self._projects.values() or number in self._past_projects:
+            while number in self._taken:
                 number += 1
         return number
 
