@@ -43,21 +43,21 @@ def socket_path(endpoint: str) -> str:
     path = endpoint.removeprefix("unix://") if endpoint.startswith("unix://") else endpoint.removeprefix("unix:")
     if not path.startswith("/"):
         raise InvalidArgument(f"endpoint {endpoint!r}: write unix:///absolute/path.sock")
-    _check_path(path)
+    _check_path(path, f"endpoint {endpoint!r}")
     return path
 
 
-def _check_path(path: str) -> None:
-    """See that there can be a socket at *path*, and at where it is made.
+def _check_path(path: str, what: str) -> None:
+    """See that there can be a socket at *path*, and at where it is made; *what* is wrong where not.
 
     Raises:
         InvalidArgument: it is longer than unix(7) allows, or gRPC cannot say it.
     """
     directory, name = os.path.split(path)
     if not path.isprintable():
-        raise InvalidArgument(f"the socket {path!r}: its path holds characters that cannot be printed")
+        raise InvalidArgument(f"{what}: its path holds characters that cannot be printed")
     if len(os.fsencode(directory)) + 1 + max(len(os.fsencode(name)), len(_MADE_AT)) > _MAX_SOCKET_PATH:
-        raise InvalidArgument(f"the socket {path}: a socket's path has at most {_MAX_SOCKET_PATH} bytes")
+        raise InvalidArgument(f"{what}: a socket's path has at most {_MAX_SOCKET_PATH} bytes")
 
 
 class Server:
@@ -134,7 +134,7 @@ def listening(path: str, handlers: Sequence[grpc.GenericRpcHandler], workers: in
         InvalidArgument: something that is no socket is there, or none can be.
         Unavailable: it cannot be made.
     """
-    _check_path(path)
+    _check_path(path, f"the socket {path!r}")
     _clear(path)
     server = grpc.server(ThreadPoolExecutor(workers, thread_name_prefix="rpc"), options=_OPTIONS)
     server.add_generic_rpc_handlers(tuple(handlers))
