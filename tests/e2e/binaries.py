@@ -44,8 +44,6 @@ class Tool:
     """The version under which what it replaces by a folder `staging` of its own is to be had."""
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Go variables to set, as its own build does."""
-    as_released: bool = False
-    """Its go.mod has no `replace` lines, so `go install` builds it as its own repository does."""
     tests: bool = False
     """The packages are test suites: built by `go test -c`."""
 
@@ -82,14 +80,13 @@ SETS: Mapping[str, tuple[Tool, ...]] = {
             module="github.com/kubernetes-csi/external-resizer",
             version="v1.12.0",
             programs={"csi-resizer": "cmd/csi-resizer"},
-            as_released=True,
         ),
     ),
     "snapshots": (SNAPSHOTTER,),
     "external": (
         dataclasses.replace(KUBERNETES, programs={"e2e.test": "test/e2e"}, tests=True),
         dataclasses.replace(KUBERNETES, programs={"agnhost": "test/images/agnhost"}),
-        Tool(module="github.com/onsi/ginkgo/v2", version="v2.32.0", programs={"ginkgo": "ginkgo"}, as_released=True),
+        Tool(module="github.com/onsi/ginkgo/v2", version="v2.32.0", programs={"ginkgo": "ginkgo"}),
     ),
 }
 """What each purpose needs: `cluster` for the scenarios, `external` for the suite that Kubernetes judges drivers by."""
@@ -133,11 +130,8 @@ def _build_tool(tool: Tool, programs: Mapping[str, str], work: Path, bin_folder:
     how = ("-trimpath", f"-ldflags={flags}")
     for name, package in programs.items():
         path = f"{tool.module}/{package}".removesuffix("/.")
-        if tool.as_released:
-            _go("install", *how, f"{path}@{tool.version}", cwd=module)
-        else:
-            command = ("test", "-c") if tool.tests else ("build",)
-            _go(*command, "-mod=mod", *how, "-o", name, path, cwd=module)
+        command = ("test", "-c") if tool.tests else ("build",)  # not `go install`, which asks for all versions
+        _go(*command, "-mod=mod", *how, "-o", name, path, cwd=module)
         (module / name).rename(bin_folder / name)
     shutil.rmtree(module)
 
