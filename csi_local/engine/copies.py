@@ -7,7 +7,7 @@ driver that dies leaves behind is swept at the next start, and the retry begins 
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from csi_local.host.api import Proceed
@@ -32,7 +32,6 @@ class _Copy:
     stopped_for: str = ""
     done: bool = False
     error: BaseException | None = None
-    turn: threading.Event = field(default_factory=threading.Event)
 
     def proceed(self) -> None:
         """Raise where the copy is to end."""
@@ -85,7 +84,7 @@ class Copies:
         if copy.asked != asked:
             raise AlreadyExists(f"{key} is being made from something else, or in another way")
         if fresh:
-            self._spawn(lambda: self._do(key, copy, work))
+            self._begin(key, copy, work)
         with self._changed:
             self._changed.wait_for(lambda: copy.done, self._wait(patience_s))
             if not copy.done:
@@ -95,6 +94,15 @@ class Copies:
         if copy.error is not None:
             raise copy.error
         return True
+
+    def _begin(self, key: str, copy: _Copy, work: Callable[[Proceed], None]) -> None:
+        """Spawn it; where the system has no thread for it, it has failed: else it would be under way for ever."""
+        try:
+            self._spawn(lambda: self._do(key, copy, work))
+        except RuntimeError as error:
+            with self._changed:
+                copy.done, copy.error = True, Busy(f"{key} cannot be made now: {error}; try again")
+                self._changed.notify_all()
 
     def _known(self, key: str, asked: object) -> _Copy | None:
         """The copy that makes *key*; one that failed is there no more where something else is asked for by now."""
