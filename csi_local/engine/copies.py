@@ -6,7 +6,8 @@ driver that dies leaves behind is swept at the next start, and the retry begins 
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -56,7 +57,7 @@ class Copies:
         self._longest_wait_s = longest_wait_s
         self._changed = threading.Condition()
         self._copies: dict[str, _Copy] = {}
-        self._places = threading.Semaphore(_AT_ONCE)
+        self._free = _AT_ONCE
         self._listeners: list[Callable[[str], None]] = []
 
     def listen(self, listener: Callable[[str], None]) -> None:
@@ -129,8 +130,7 @@ class Copies:
 
     def _do(self, key: str, copy: _Copy, work: Callable[[Proceed], None]) -> None:
         try:
-            with self._places:
-                copy.proceed()
+            with self._turn(copy):
                 work(copy.proceed)
         except Exception as error:  # noqa: BLE001 (whoever asks next is told)
             _log.warning("%s: %s", key, error)
@@ -143,6 +143,20 @@ class Copies:
             self._changed.notify_all()
         for listener in self._listeners:
             listener(key)
+
+    @contextmanager
+    def _turn(self, copy: _Copy) -> Iterator[None]:
+        """Wait until fewer are at work, which may take hours; one that is to end meanwhile waits no longer."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._free or copy.stopped_for)
+            copy.proceed()
+            self._free -= 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += 1
+                self._changed.notify_all()
 
     def asked(self) -> dict[str, object]:
         """What is being copied: the requests, by what they make."""
@@ -160,6 +174,7 @@ class Copies:
             for copy in self._copies.values():
                 if key in copy.reads:
                     copy.stopped_for = why
+            self._changed.notify_all()
 
     def cancel(self, key: str, patience_s: float) -> None:
         """End the copy that makes *key*, and forget it.
@@ -172,6 +187,7 @@ class Copies:
             if copy is None:
                 return
             copy.stopped_for = "it is being deleted"
+            self._changed.notify_all()
             if not self._changed.wait_for(lambda: copy.done, self._wait(patience_s)):
                 raise Busy(f"{key} is still being made; try again")
             self._copies.pop(key, None)
@@ -181,4 +197,5 @@ class Copies:
         with self._changed:
             for copy in self._copies.values():
                 copy.stopped_for = "the driver stops"
+            self._changed.notify_all()
             self._changed.wait_for(lambda: all(copy.done for copy in self._copies.values()), wait_s)
