@@ -80,10 +80,10 @@ class Restorer:
         """Wait for the copy that is making a volume, if there is one.
 
         Raises:
-            AlreadyExists: it is being made from something else, or in another way.
+            AlreadyExists: it is being made from something else, from nothing, or in another way.
             Busy: its data is still being copied; the same request again finds it.
         """
-        if request.source and not self._copies.join(request.id, _asked(request), patience_s):
+        if not self._copies.join(request.id, _asked(request), patience_s):
             raise _still(request)
 
     def cancel(self, volume: str, patience_s: float) -> None:

@@ -83,6 +83,8 @@ class Snapshots:
                 copying.check_same_snapshot(record, request)
                 pool.store.snapshots.sync()
                 return SnapshotView(id=snapshot, pool=pool.spec.name, record=record)
+            if coming is not None:
+                copying.check_same_snapshot(coming.record, request)
             source = self._sources.volume(request.source)
             if within_reach(source.pool.abilities):
                 return self._take(request, source, patience_s)

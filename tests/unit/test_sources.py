@@ -12,7 +12,7 @@ import pytest
 from csi_local.engine.copies import Copies
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
-from csi_local.model.errors import Busy, FailedPrecondition, SyscallFailed
+from csi_local.model.errors import AlreadyExists, Busy, FailedPrecondition, SyscallFailed
 from csi_local.model.quantity import MIB
 from csi_local.model.snapshot import SnapshotRequest
 from csi_local.model.volume import CapacityRange, FormatState, VolumeId
@@ -213,6 +213,37 @@ class TestACopyThatFailed:
         with pytest.raises(SyscallFailed):
             bench.snapshot("daily", self.data)
         assert bench.snapshot("daily", self.data).ready
+
+
+class TestACopyUnderWay:
+    """Whoever asks for something else of that name is refused, though it could be made at once, and elsewhere."""
+
+    @pytest.fixture
+    def bench(self) -> Bench:
+        bench = Bench(EXT4, OTHER)
+        self.far = bench.volume("far", parameters={**LOOP, "pool": "main"})
+        self.near = bench.volume("near", parameters={**LOOP, "pool": "other"})
+        bench.rig.in_background = True
+        return bench
+
+    def end(self, bench: Bench) -> None:
+        bench.rig.spawned.pop()()
+
+    def test_a_snapshot_that_takes_no_copy(self, bench: Bench) -> None:
+        assert not bench.snapshot("daily", self.far).ready
+        with pytest.raises(AlreadyExists):
+            bench.snapshot("daily", self.near)
+        self.end(bench)
+        assert bench.rig.snapshots.get("daily").pool == "main"
+
+    @pytest.mark.parametrize("pool", ["main", "other"])
+    def test_an_empty_volume(self, bench: Bench, pool: str) -> None:
+        with pytest.raises(Busy):
+            bench.restore("clone", of_volume(self.far), parameters={**LOOP, "pool": "main"})
+        with pytest.raises(AlreadyExists):
+            bench.volume("clone", parameters={**LOOP, "pool": pool})
+        self.end(bench)
+        assert bench.rig.volumes.get("clone").pool == "main"
 
 
 def test_a_filesystem_that_somebody_else_thaws_meanwhile() -> None:
