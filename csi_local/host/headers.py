@@ -4,6 +4,7 @@ import errno
 import os
 from contextlib import suppress
 
+from csi_local.host.loop import like_image
 from csi_local.host.syscalls import failing_as, opened
 from csi_local.model.errors import SyscallFailed
 from csi_local.model.quantity import KIB
@@ -34,6 +35,7 @@ def copy_header(source: str, target: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with opened(temporary, flags) as new, failing_as(f"write {temporary}"):
             try:
+                like_image(old, new, temporary)  # in its place on a btrfs too, where it can be overwritten
                 _copy(old, new, 0, KEY_SLOTS)
                 os.fsync(new)
             except OSError:
