@@ -261,7 +261,7 @@ class Copying(Protocol):
         """Make a file that shares its blocks with an image (FICLONE), not durable yet.
 
         EOPNOTSUPP or EXDEV where the filesystem, or two of them, cannot. Blocks that are reserved and not written may
-        be holes in it.
+        be holes in it. A header has blocks of its own, so that overwriting it in either leaves nothing of it.
         """
 
     def copy_image(self, source: str, target: str, proceed: Proceed) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from csi_local.host import cpus, quota
+from csi_local.host.headers import own_header
 from csi_local.host.loop import like_image
 from csi_local.host.syscalls import failing_as, ioctl, opened, syncfs
 from csi_local.model.errors import SyscallFailed
@@ -32,6 +33,7 @@ def clone_image(source: str, target: str) -> None:
             with suppress(SyscallFailed):
                 quota.hint_extent_size(new, extent)
         ioctl(new, FICLONE, old, f"clone {source} as {target}")
+        own_header(new, target)
 
 
 def copy_image(source: str, target: str, proceed: Callable[[], None]) -> None:
@@ -42,6 +44,7 @@ def copy_image(source: str, target: str, proceed: Callable[[], None]) -> None:
         os.ftruncate(new, os.fstat(old).st_size)
         if not copy_data(old, new, proceed):
             raise SyscallFailed(f"{what}, which is cut short meanwhile", errno.EIO)
+        own_header(new, target)  # in one filesystem the kernel may have cloned it
         os.fsync(new)
 
 

@@ -74,6 +74,18 @@ def _write(fd: int, data: bytes, offset: int) -> None:
         rest, offset = rest[written:], offset + written
 
 
+def own_header(image: int, path: str) -> None:
+    """Let an image that shares its blocks with another have its header in blocks of its own, durably.
+
+    Only those are overwritten in their place, when a key is given up or an image is deleted: of what is shared the new
+    bytes are written elsewhere, and the old ones stay.
+    """
+    with failing_as(f"write the header of {path}"):
+        if _has_header(image):
+            _copy(image, image, 0, KEY_SLOTS)
+            os.fsync(image)
+
+
 def erase_header(path: str) -> None:
     """See ``host.api.Crypt.erase_header``.
 

@@ -15,12 +15,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 
 from csi_local.host import quota
 from csi_local.host.syscalls import SHORTAGE, failing_as, fallocate, ioctl, opened, statx
 from csi_local.model.errors import SyscallFailed
 from csi_local.model.observed import LoopDevice
 from csi_local.model.quantity import Bytes
+from csi_local.model.volume import KEY_SLOTS
 
 _CTL_GET_FREE, _CTL_ADD, _ANY = 0x4C82, 0x4C80, 2**64 - 1
 _CONFIGURE, _SET_CAPACITY, _GET_STATUS64, _CLR_FD = 0x4C0A, 0x4C07, 0x4C05, 0x4C01
@@ -108,11 +110,12 @@ def _resize(fd: int, path: str, size: Bytes, *, thick: bool) -> None:
 def _reserve(fd: int, path: str, before: int, size: int) -> None:
     """Only what is new is reserved: XFS wants the whole range of a call free, whether it has blocks already or not.
 
-    Where blocks of the old range were given back, that is gone through in pieces.
+    Where blocks of the old range were given back, that is gone through in pieces. What an encrypted image has its key
+    slots in is reserved alone: a btrfs overwrites nothing in its place whose extent is shared in any part.
     """
     what = f"reserve {size} bytes for {path}"
-    if before < size:
-        fallocate(fd, 0, before, size - before, what)
+    for start, end in pairwise(sorted({before, max(before, min(KEY_SLOTS, size)), size})):
+        fallocate(fd, 0, start, end - start, what)
     if _lacks_blocks(fd, size):
         for offset in range(0, before, _PIECE):
             fallocate(fd, 0, offset, min(_PIECE, before - offset), what)
