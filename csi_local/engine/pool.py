@@ -114,10 +114,19 @@ class Pool:
         Raises:
             ResourceExhausted: somebody else got the room meanwhile.
         """
-        made = partial(self.store.exists, record.id)
-        with self._promising(record.id, self._weight(record), made, ephemeral=bool(record.ephemeral)):
+        written = partial(self._is_written, record)
+        with self._promising(record.id, self._weight(record), written, ephemeral=bool(record.ephemeral)):
             yield
         self._keep(record)
+
+    def _is_written(self, record: VolumeRecord) -> bool:
+        """Whether its record says that size by now; where that cannot be told, it may."""
+        try:
+            return self.store.load(record.id).size >= record.size
+        except NotFound:
+            return False
+        except DriverError:
+            return True
 
     @contextmanager
     def promising_snapshot(self, record: SnapshotRecord) -> Iterator[None]:
@@ -148,7 +157,7 @@ class Pool:
         try:
             yield
         except BaseException:
-            kept = weight if before is None and made() else before  # it may have failed after the commit
+            kept = weight if made() else before  # it may have failed after the commit
             with self._guard:
                 self._replace(key, kept)
             raise

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 
 import pytest
 
-from csi_local.model.errors import FailedPrecondition
+from csi_local.model.errors import FailedPrecondition, SyscallFailed
 from csi_local.model.quantity import GIB
 from csi_local.model.volume import CapacityRange, MountAccess
 from tests.unit.rig import PATIENCE_S, Rig, capability
@@ -53,3 +54,13 @@ def test_staged_read_only_it_grows_later(rig: Rig) -> None:
     rig.publisher.unstage("data", STAGING, PATIENCE_S)
     rig.publisher.stage("data", STAGING, capability(), PATIENCE_S)
     assert size_at(rig, STAGING) == 2 * GIB
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_what_is_promised_is_what_the_record_says(rig: Rig, *, late: bool) -> None:
+    """A disk may fail when the new record has its name, before that is durable: the retry has no more to promise."""
+    rig.host.fail("replace_file", errno.EIO, late=late)
+    with pytest.raises(SyscallFailed):
+        rig.sizes.expand("data", LARGER, None, PATIENCE_S)
+    rig.sizes.expand("data", LARGER, None, PATIENCE_S)
+    assert rig.pools.get("loops").view().promised == 2 * GIB
