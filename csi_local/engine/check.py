@@ -22,7 +22,7 @@ from csi_local.model.errors import (
 from csi_local.model.operations import RemoveTree
 from csi_local.model.pool import PoolKind, PoolSpec
 from csi_local.plan import check_snapshots
-from csi_local.plan.check import UNFINISHED, judge
+from csi_local.plan.check import judge
 from csi_local.plan.findings import (
     Finding,
     PoolSeen,
@@ -35,6 +35,7 @@ from csi_local.store.layout import (
     POOL_FILE,
     RECORD_FILE,
     SNAPSHOT_FILE,
+    UNFINISHED,
     is_leftover,
 )
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from contextlib import suppress
 
 from csi_local.host.loop import like_image
@@ -30,8 +31,7 @@ def copy_header(source: str, target: str) -> None:
     with opened(source, os.O_RDONLY | os.O_NOFOLLOW) as old:
         if not _has_whole_header(old):
             raise SyscallFailed(f"copy the header of {source}", errno.EINVAL)
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+        _remove_unfinished(temporary)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with opened(temporary, flags) as new, failing_as(f"write {temporary}"):
             try:
@@ -39,12 +39,20 @@ def copy_header(source: str, target: str) -> None:
                 _copy(old, new, 0, KEY_SLOTS)
                 os.fsync(new)
             except OSError:
-                os.unlink(temporary)
+                _remove_unfinished(temporary)
                 raise
     with failing_as(f"write {target}"):
         os.rename(temporary, target)
     with opened(os.path.dirname(target), os.O_RDONLY | os.O_DIRECTORY) as directory, failing_as(f"sync {target}"):
         os.fsync(directory)
+
+
+def _remove_unfinished(path: str) -> None:
+    """What there is of it may be key slots already."""
+    with failing_as(f"remove {path}"), suppress(FileNotFoundError):
+        if stat.S_ISREG(os.lstat(path).st_mode):
+            erase_header(path)
+        os.unlink(path)
 
 
 def restore_header(source: str, target: str) -> None:

@@ -16,10 +16,7 @@ from csi_local.model.quantity import format_bytes
 from csi_local.model.volume import BackendKind, FormatState, QuotaMode, VolumeRecord
 from csi_local.plan.findings import Finding, LimitSeen, LoopSeen, PoolSeen, Seen, Severity, TakeOver, VolumeSeen
 from csi_local.plan.staging import lost
-from csi_local.store.layout import DATA, HEADER_COPY, IMAGE, NEW, POOL_FILE, RECORD_FILE, TRASH, is_leftover
-
-UNFINISHED = ".tmp"
-"""What a file's name ends with while it is written (``host.api.Files.replace_file``)."""
+from csi_local.store.layout import DATA, HEADER_COPY, IMAGE, NEW, POOL_FILE, RECORD_FILE, TRASH, UNFINISHED, is_leftover
 
 _KNOWN = frozenset({POOL_FILE, "volumes", "snapshots", "groups", "lost+found"})
 _PRIVATE_DIRECTORY, _PRIVATE_FILE = 0o700, 0o600

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from csi_local.model.observed import FileKind
 from csi_local.model.volume import BackendKind
-from csi_local.plan.check import UNFINISHED, owned, say, unfinished, unknown
+from csi_local.plan.check import owned, say, unfinished, unknown
 from csi_local.plan.findings import Finding, GroupSeen, PoolSeen, Seen, Severity, SnapshotSeen
-from csi_local.store.layout import DATA, GROUP_FILE, IMAGE, SNAPSHOT_FILE
+from csi_local.store.layout import DATA, GROUP_FILE, IMAGE, SNAPSHOT_FILE, UNFINISHED
 
 
 def judge(pools: Sequence[PoolSeen]) -> Iterator[Finding]:

@@ -26,6 +26,8 @@ from csi_local.model.volume import VolumeId
 POOL_FILE = "pool.json"
 RECORD_FILE, SNAPSHOT_FILE, GROUP_FILE = "volume.json", "snapshot.json", "group.json"
 DATA, IMAGE, HEADER_COPY = "data", "disk.img", "header.img"
+UNFINISHED = ".tmp"
+"""What a file's name ends with while it is written (``host.api.Files.replace_file``)."""
 NEW, TRASH, PROBE = ".new-", ".trash-", ".probe-"
 LAYOUT_VERSION = 1
 """The version of this arrangement of files, in pool.json."""

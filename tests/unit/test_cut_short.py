@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from csi_local.engine.erasing import remove_erased
 from csi_local.host.copying import copy_image
 from csi_local.host.headers import copy_header, erase_header, restore_header
+from csi_local.host.linux import LinuxHost
 from csi_local.model.errors import SyscallFailed
 from csi_local.model.quantity import KIB, MIB
 from csi_local.model.volume import HEADER, KEY_SLOTS
@@ -71,6 +73,22 @@ class TestHeaders:
         assert not image.read_bytes().startswith(MAGIC)  # it can be tried again
         restore_header(str(copy), str(image))
         assert image.read_bytes().startswith(copy.read_bytes())
+
+    @pytest.mark.parametrize("ended_by", ["the next", "deletion", "repair"])
+    def test_of_a_copy_that_was_cut_short_no_key_slot_is_left(self, image: Path, tmp_path: Path, ended_by: str) -> None:
+        """Its blocks, which another name shows here, are somebody else's next."""
+        volume = tmp_path / "volume"
+        volume.mkdir()
+        image = image.rename(volume / "disk.img")
+        unfinished, blocks = volume / "header.img.tmp", tmp_path / "blocks"
+        unfinished.write_bytes(image.read_bytes()[:ENDS_AT])
+        blocks.hardlink_to(unfinished)
+        if ended_by == "the next":
+            copy_header(str(image), str(volume / "header.img"))
+        else:
+            remove_erased(LinuxHost(), str(volume if ended_by == "deletion" else unfinished))
+        assert not unfinished.exists()
+        assert not any(blocks.read_bytes())
 
 
 class TestImages:
