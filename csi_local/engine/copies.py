@@ -168,6 +168,12 @@ class Copies:
         with self._changed:
             return any(key in copy.reads for copy in self._copies.values() if not copy.done)
 
+    def also_reads(self, key: str, what: str) -> None:
+        """Say that the copy which makes *key* reads that too."""
+        with self._changed:
+            copy = self._copies[key]
+            copy.reads |= {what}
+
     def disturb(self, key: str, why: str) -> None:
         """End the copies that read *key*: it is about to be written to. What they have read so far is of no use."""
         with self._changed:

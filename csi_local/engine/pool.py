@@ -140,6 +140,21 @@ class Pool:
             yield
 
     @contextmanager
+    def promising_aside(self, volume: VolumeId, held: Bytes) -> Iterator[None]:
+        """Promise its room to what is cloned for the making of a volume, for as long as that is there.
+
+        Raises:
+            ResourceExhausted: there is not so much: what writes to the source would meet a full disk.
+        """
+        key = f"aside:{volume}"
+        try:
+            with self._promising(key, Promises(shared=held), lambda: False):
+                yield
+        finally:
+            with self._guard:
+                self._replace(key, None)
+
+    @contextmanager
     def _promising(
         self, key: str, weight: Promises, made: Callable[[], bool], *, ephemeral: bool = False
     ) -> Iterator[None]:

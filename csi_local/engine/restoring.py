@@ -1,6 +1,7 @@
 """Volumes made from a snapshot or from another volume: near, by sharing blocks, or far, by a copy in the background."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -12,9 +13,10 @@ from csi_local.engine.pool import Pool
 from csi_local.engine.pools import Pools
 from csi_local.engine.sources import Source, Sources, snapshot_key
 from csi_local.host.api import Host, Proceed
-from csi_local.model.errors import Busy, HostError
+from csi_local.model.errors import Busy, HostError, ResourceExhausted
+from csi_local.model.quantity import Bytes
 from csi_local.model.snapshot import ContentSource, SourceKind
-from csi_local.model.volume import VolumeRecord
+from csi_local.model.volume import VolumeId, VolumeRecord
 from csi_local.plan import copying, life
 from csi_local.plan.copying import Origin, within_reach
 from csi_local.plan.request import VolumeRequest
@@ -91,24 +93,43 @@ class Restorer:
         self._copies.cancel(volume, patience_s)
 
     def _copy(self, record_of: RecordOf, source: Source, pool: Pool, patience_s: float, proceed: Proceed) -> None:
-        """Copy data. What is within reach is cloned where it is first, so that what is copied is of one moment."""
-        with self._sources.held(source, patience_s) as seen:
-            origin, aside = seen.origin, ""
-            record = record_of(origin.record)
-            if not origin.kept and within_reach(source.pool.abilities):
-                aside = f"{source.pool.layout.new(record.id)}:source"
-                leftover = self._host.stat(aside) is not None
-                kept = copying.take(origin, aside, source.pool.abilities, leftover=leftover)
-                self._executor.run("restore-aside", kept)
-                origin = replace(origin, path=f"{aside}/{origin.path.rpartition('/')[2]}", kept=True, point="")
-            else:
-                copying.check_can_be_copied(origin)
-        try:
+        """Copy data that is of one moment."""
+        with ExitStack() as until_copied:
+            with self._sources.held(source, patience_s) as seen:
+                record = record_of(seen.origin.record)
+                origin = self._still(source.pool, record.id, seen.origin, until_copied)
             with pool.promising(record):
                 self._run("restore-copy", record, origin, pool, near=False, proceed=proceed)
+
+    def _still(self, pool: Pool, volume: VolumeId, origin: Origin, until_copied: ExitStack) -> Origin:
+        """What nobody changes while it is copied: a clone beside what can be used, where blocks can be shared.
+
+        Without room for that, what nobody uses is copied itself, until somebody does.
+        """
+        if origin.kept or not within_reach(pool.abilities):
+            copying.check_can_be_copied(origin)
+            return origin
+        try:
+            return until_copied.enter_context(self._aside(pool, volume, origin))
+        except ResourceExhausted:
+            if origin.in_use or origin.directory:
+                raise
+            self._copies.also_reads(volume, origin.record.id)
+            return origin
+
+    @contextmanager
+    def _aside(self, pool: Pool, volume: VolumeId, origin: Origin) -> Iterator[Origin]:
+        aside = f"{pool.layout.new(volume)}:source"
+        held = self._sources.holds(pool, origin) if origin.directory else Bytes(0)
+        leftover = self._host.stat(aside) is not None
+        self._executor.run("restore-aside", copying.take(origin, aside, pool.abilities, leftover=leftover))
+        path = f"{aside}/{origin.path.rpartition('/')[2]}"
+        try:
+            image = None if origin.directory else self._host.stat(path)
+            with pool.promising_aside(volume, Bytes(image.allocated) if image else held):
+                yield replace(origin, path=path, kept=True, point="")
         finally:
-            if aside:
-                self._remove(source.pool, aside)
+            self._remove(pool, aside)
 
     def _remove(self, pool: Pool, path: str) -> None:
         try:

@@ -12,7 +12,7 @@ import pytest
 from csi_local.engine.copies import Copies
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
-from csi_local.model.errors import AlreadyExists, Busy, FailedPrecondition, SyscallFailed
+from csi_local.model.errors import AlreadyExists, Busy, FailedPrecondition, ResourceExhausted, SyscallFailed
 from csi_local.model.quantity import MIB
 from csi_local.model.snapshot import SnapshotRequest
 from csi_local.model.volume import CapacityRange, FormatState, VolumeId
@@ -244,6 +244,74 @@ class TestACopyUnderWay:
             bench.volume("clone", parameters={**LOOP, "pool": pool})
         self.end(bench)
         assert bench.rig.volumes.get("clone").pool == "main"
+
+
+class TestACloneBesideTheSource:
+    """It shares the blocks of its source until it is copied, and whoever writes to that needs others."""
+
+    def bench(self, filler: int) -> Bench:
+        bench = Bench(XFS, OTHER)
+        self.volume = bench.volume("data", 1500 * MIB, {**LOOP, "pool": "main"})
+        bench.stage(self.volume)
+        bench.rig.host.replace_file(f"{STAGING}/marker", b"then")
+        bench.volume("filler", filler, {**LOOP, "pool": "main"})
+        self.pool = bench.rig.pools.get("main")
+        self.before = self.pool.view()
+        return bench
+
+    def clone(self, bench: Bench) -> None:
+        bench.restore("clone", of_volume(self.volume), parameters={**LOOP, "pool": "other"})
+
+    def left(self) -> tuple[int, int, list[str]]:
+        """How it must be in the end."""
+        after = self.pool.view()
+        return after.promised - self.before.promised, after.room - self.before.room, self.pool.store.leftovers()
+
+    def test_is_promised_its_room(self) -> None:
+        bench, promised = self.bench(64 * MIB), []
+
+        def see(point: str) -> None:
+            if "CopyImage" in point:
+                promised.append(self.pool.view().promised - self.before.promised)
+
+        bench.rig.volumes._restorer._executor = Executor(bench.rig.host, see)
+        self.clone(bench)
+        assert promised == [1500 * MIB]
+        assert self.left() == (0, 0, [])
+
+    def test_is_not_made_without_room_while_it_is_used(self) -> None:
+        bench = self.bench(1500 * MIB)
+        with pytest.raises(ResourceExhausted):
+            self.clone(bench)
+        assert self.left() == (0, 0, [])
+
+    def test_is_not_needed_while_nobody_uses_it(self) -> None:
+        bench, read = self.bench(1500 * MIB), []
+        bench.unstage(self.volume)
+
+        def see(point: str) -> None:
+            if "CopyImage" in point:
+                read.append(bench.rig.copies.is_read(self.volume))
+
+        bench.rig.volumes._restorer._executor = Executor(bench.rig.host, see)
+        self.clone(bench)
+        assert read == [True]
+        assert self.left() == (0, 0, [])
+        bench.stage("clone")
+        assert bench.rig.host.read_file(f"{STAGING}/marker") == b"then"
+
+    def test_that_is_not_needed_ends_when_somebody_does(self) -> None:
+        bench = self.bench(1500 * MIB)
+        bench.unstage(self.volume)
+
+        def use(point: str) -> None:
+            if "CopyImage" in point:
+                bench.stage(self.volume)
+
+        bench.rig.volumes._restorer._executor = Executor(bench.rig.host, use)
+        with pytest.raises(FailedPrecondition, match="staged"):
+            self.clone(bench)
+        assert bench.rig.pools.get("other").store.leftovers() == []
 
 
 def test_a_filesystem_that_somebody_else_thaws_meanwhile() -> None:
