@@ -100,7 +100,8 @@ class Sources:
         with self._locks.hold(source.key, patience_s):
             origin = source.origin
             if origin.kept:
-                source.pool.store.snapshots.load(self._pools.find_snapshot(source.key.removeprefix(_SNAPSHOT))[1])
+                _, snapshot = self._pools.find_snapshot(source.key.removeprefix(_SNAPSHOT))
+                origin = self._origin(source.pool, source.pool.store.snapshots.load(snapshot))
             else:
                 origin = dataclasses.replace(origin, record=source.pool.store.load(VolumeId(source.key)))
             check_whole(origin, self._host.stat(origin.path))

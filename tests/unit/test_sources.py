@@ -12,6 +12,7 @@ import pytest
 from csi_local.engine.copies import Copies
 from csi_local.engine.execute import Executor
 from csi_local.engine.locks import KeyedLocks
+from csi_local.engine.sources import snapshot_key
 from csi_local.model.errors import AlreadyExists, Busy, FailedPrecondition, ResourceExhausted, SyscallFailed
 from csi_local.model.quantity import MIB
 from csi_local.model.snapshot import SnapshotRequest
@@ -85,6 +86,21 @@ class TestOvertaken:
         assert (record.volume.format, record.volume.size) == (FormatState.FORMATTED, 2 * SIZE)
         bench.stage(bench.restore("again", of_snapshot("daily")).id)
         assert bench.rig.host.read_file(f"{STAGING}/marker") == b"then"
+
+    def test_a_restore_is_of_the_snapshot_that_has_the_name_by_then(self) -> None:
+        bench = Bench(XFS)
+        blank, used = bench.volume("blank", SIZE), bench.volume("used", 2 * SIZE)
+        self.used(bench, used)
+        bench.snapshot("daily", blank)
+
+        def again() -> None:
+            bench.rig.snapshots.delete("daily", PATIENCE_S)
+            bench.snapshot("daily", used)
+
+        overtake(bench, snapshot_key("daily"), again)
+        record = bench.restore("again", of_snapshot("daily")).record
+        assert record is not None
+        assert (record.format, record.size) == (FormatState.FORMATTED, 2 * SIZE)
 
 
 class TestCutShort:
