@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,15 +15,14 @@ from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.observe import Observer
 from csi_local.engine.pool import Pool
 from csi_local.engine.pools import Pools
+from csi_local.engine.staged import Staged
 from csi_local.engine.takeover import take_over
 from csi_local.engine.usage import usage_at
 from csi_local.host.api import Host
 from csi_local.model.errors import (
-    DriverError,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
-    ResourceExhausted,
     SyscallFailed,
     Unavailable,
 )
@@ -76,9 +74,7 @@ class Publisher:
         self._locks = locks
         self._observer = Observer(host)
         self._glance = Glance(host)
-        self._max_volumes = max_volumes
-        self._guard = threading.Lock()
-        self._staged: dict[VolumeId, dict[str, Capability]] = {}
+        self._staged = Staged(self._observer, pools, max_volumes)
         self._published: dict[VolumeId, dict[str, Publication]] = {}
 
     def take_over(self) -> None:
@@ -92,7 +88,7 @@ class Publisher:
 
     def _take_over(self, pool: Pool) -> None:
         for volume in take_over(self._host, pool):
-            self._staged.setdefault(volume, {})
+            self._staged.count(volume)
 
     def plain(self, path: str) -> str:
         """*path* as the kernel shows it: with the links on the way to it followed, and itself left alone."""
@@ -108,10 +104,8 @@ class Publisher:
 
     def _check_apart(self, *paths: str) -> None:
         """See that no path is inside a volume: that could not be unmounted first, and the one inside it never."""
-        points = [point for targets in list(self._published.values()) for point in list(targets)]
-        for stagings in list(self._staged.values()):
-            points += [point for point, how in list(stagings.items()) if isinstance(how.access, MountAccess)]
-        for point in points:
+        targets = [target for targets in list(self._published.values()) for target in list(targets)]
+        for point in (*self._staged.mounts(), *targets):
             if inside := [path for path in paths if path.startswith(f"{point}/")]:
                 raise InvalidArgument(f"{inside[0]} is inside a volume, which is mounted on {point}")
 
@@ -150,7 +144,7 @@ class Publisher:
     def _stage(
         self, pool: Pool, record: VolumeRecord, path: str, capability: Capability, given: GivenKeys = NONE_GIVEN
     ) -> None:
-        known = self._admit(record.id)
+        known = self._staged.admit(record.id)
         try:
             if record.backend is BackendKind.LOOPFILE:
                 self._copies.disturb(record.id, f"volume {record.id} has been staged meanwhile")
@@ -163,34 +157,9 @@ class Publisher:
                 raise
         except BaseException:
             if not known:
-                self._staged.pop(record.id, None)
+                self._staged.forget(record.id)
             raise
-        self._staged.setdefault(record.id, {}).setdefault(path, capability)
-
-    def _admit(self, volume: VolumeId) -> bool:
-        """Count a volume that is to be staged; whether it was counted already."""
-        if volume not in self._staged and self._is_full():
-            for gone in [one for one in list(self._staged) if self._is_gone(one)]:
-                self._staged.pop(gone, None)
-        with self._guard:
-            known = volume in self._staged
-            if not known and self._is_full():
-                raise ResourceExhausted(f"this node has its limit of {self._max_volumes} volumes staged")
-            self._staged.setdefault(volume, {})
-        return known
-
-    def _is_full(self) -> bool:
-        return 0 < self._max_volumes <= len(self._staged)
-
-    def _is_gone(self, volume: VolumeId) -> bool:
-        """Whether a volume that was staged is on this node no longer: somebody else unmounted it, or it was removed."""
-        try:
-            if not (pools := self._pools.having(volume)):
-                return self._pools.ready
-            devices = self._observer.stack(pools[0].layout, volume)
-            return not devices.loops and not self._observer.mount_points(pools[0].layout, volume, devices)
-        except DriverError:
-            return False
+        self._staged.remember(record.id, path, capability)
 
     def _open(self, pool: Pool, record: VolumeRecord, path: str, given: GivenKeys) -> Opened | None:
         """Open an encrypted volume that is not staged there already: what is refused leaves nothing open."""
@@ -203,7 +172,7 @@ class Publisher:
     def _mount(
         self, pool: Pool, record: VolumeRecord, path: str, capability: Capability, opened: Opened | None
     ) -> None:
-        seen = self._glance.at_staging(pool, record, path, opened, self._staged.get(record.id, {}).get(path))
+        seen = self._glance.at_staging(pool, record, path, opened, self._staged.how(record.id, path))
         options = _options(record, capability)
         new_uuid = str(uuid.uuid4())
         operations = staging.stage(record, capability, options, path, pool.layout, seen, new_uuid)
@@ -243,7 +212,7 @@ class Publisher:
             if self._observer.mount_points(pool.layout, volume, devices):
                 return  # somebody bound it elsewhere, which keeps it from being removed
             self._executor.run("unstage", staging.let_go(devices))
-            self._staged.pop(volume, None)
+            self._staged.forget(volume)
 
     def _run_mounting(self, record: VolumeRecord, operations: tuple[Operation, ...], options: MountOptions) -> None:
         """Mount options that the kernel refuses are the request's fault; a filesystem that it refuses is nobody's."""
@@ -284,9 +253,9 @@ class Publisher:
             )
             self._executor.run("unstage", operations)
             if others:
-                self._staged.get(volume, {}).pop(path, None)
+                self._staged.leave(volume, path)
             else:
-                self._staged.pop(volume, None)
+                self._staged.forget(volume)
 
     def _locate(self, shown: str, path: str) -> tuple[Pool, VolumeId] | None:
         """Where a volume is that is to leave *path*; None where there is none, and so nothing to do.

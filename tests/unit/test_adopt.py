@@ -125,7 +125,7 @@ class TestLife:
         volume = adopted(driver)
         attach(driver, volume)
         driver.crash()
-        assert list(driver.publisher._staged) == [volume]
+        assert driver.publisher._staged.volumes() == [volume]
         attach(driver, volume)
         assert [mount.point for mount in driver.host.mounts("database")] == [STAGING, TARGET]
         driver.reboot()

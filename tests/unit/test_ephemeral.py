@@ -91,7 +91,7 @@ def nothing_left(driver: Rig) -> None:
     assert driver.volumes.list("", 0, ephemeral=True)[0] == []
     assert [pool.store.leftovers() for pool in driver.pools.all()] == [[] for _ in driver.pools.all()]
     assert sum(pool._sum.total for pool in driver.pools.all()) == 0
-    assert driver.publisher._staged == {}
+    assert driver.publisher._staged.volumes() == []
     assert driver.host.stat(TARGET) is None
     assert [mount for mount in driver.host.mounts() if mount.point.startswith(POD)] == []
     assert [
@@ -214,7 +214,7 @@ class TestLife:
         publish(driver, KINDS[kind])
         driver.host.replace_file(f"{TARGET}/marker", b"scratch")
         driver.crash()
-        assert list(driver.publisher._staged) == [ephemeral_id(HANDLE)]
+        assert driver.publisher._staged.volumes() == [ephemeral_id(HANDLE)]
         publish(driver, KINDS[kind])
         assert driver.host.read_file(f"{TARGET}/marker") == b"scratch"
         driver.crash()

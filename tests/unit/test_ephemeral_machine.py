@@ -154,7 +154,7 @@ class EphemeralMachine(RuleBasedStateMachine):
         assert there == sorted(ephemeral_id(handle) for handle in self.pods)
         mounted = {mount.point for mount in self.rig.host.mounts() if mount.point.startswith("/kubelet")}
         assert mounted == {pod.target for pod in self.pods.values() if pod.mounted}
-        assert set(self.rig.publisher._staged) == {
+        assert set(self.rig.publisher._staged.volumes()) == {
             ephemeral_id(pod.handle) for pod in self.pods.values() if pod.mounted
         }
         for pool in self.rig.pools.all():

@@ -360,4 +360,4 @@ def test_what_a_driver_left_frozen_in_a_pool_that_is_opened_later() -> None:
     assert bench.frozen()
     bench.rig.pools.retry()
     assert not bench.frozen()
-    assert set(bench.rig.publisher._staged) == {volume}
+    assert set(bench.rig.publisher._staged.volumes()) == {volume}
