@@ -68,7 +68,7 @@ setup-e2e:
 	@scripts/setup.sh e2e image go
 
 e2e-binaries: setup-e2e
-	PATH="$$PATH:$$PWD/.tools/go/go/bin" .venv/bin/python -m tests.e2e.binaries cluster
+	PATH="$$PATH:$$PWD/.tools/go/go/bin" .venv/bin/python -m tests.e2e.binaries cluster snapshots
 
 python:
 	@scripts/setup.sh python
