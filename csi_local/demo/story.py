@@ -74,7 +74,8 @@ def run(directory: str) -> int:
     """
     if os.geteuid() != 0:
         raise FailedPrecondition("the demo makes loop devices and mounts: run it as root")
-    signal.signal(signal.SIGTERM, _interrupted)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupted)
     with _temporary(directory) as demo:
         try:
             _story(demo)
@@ -358,13 +359,14 @@ def _log_tail(demo: _Demo) -> str:
 def _clean_up(demo: _Demo) -> None:
     """Take away whatever is there, however far the story came."""
     if demo.process is not None:
-        demo.process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(demo.process.pid, signal.SIGKILL)  # a mkfs of its would go on, and hold its device
         demo.process.wait()
     host, root = demo.host, str(demo.root)
     for mount in reversed(host.mounts(root)):
         with suppress(DriverError):
             host.unmount(mount.point)
-    images = {info.identity for path in demo.root.rglob("*.img") if (info := host.stat(str(path)))}
+    images = {info.identity for path in demo.root.rglob("*.img*") if (info := host.stat(str(path)))}
     for loop in host.all_loops():
         if loop.backing in images:
             with suppress(DriverError):

@@ -45,9 +45,12 @@ def find(program: str) -> str | None:
 
 
 def start(argv: Sequence[str], log: str) -> Process:
-    """Start a program that goes on beside us, its output appended to the file *log*."""
+    """Start a program that goes on beside us, its output appended to the file *log*.
+
+    It leads a process group of its own, in which the programs that it starts are too.
+    """
     with open(log, "ab") as output, cpus.everywhere():
-        return subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        return subprocess.Popen(list(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0)
 
 
 def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
@@ -19,10 +20,10 @@ pytestmark = pytest.mark.root
 INTERRUPTED = 130
 
 
-def demo(folder: Path) -> subprocess.Popen[str]:
+def demo(folder: Path, **env: str) -> subprocess.Popen[str]:
     """Start it."""
     argv = [str(PROGRAM), "demo", "--dir", str(folder)]
-    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **env})
 
 
 def demand_nothing(folder: Path) -> None:
@@ -40,7 +41,20 @@ def test_the_whole_story(folder: Path) -> None:
     demand_nothing(folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_one_that_is_interrupted_while_its_pool_is_formatted_leaves_nothing(folder: Path, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    mkfs = tmp_path / "mkfs.xfs"
+    mkfs.write_text(f"#!/bin/sh\ntouch {begun}\nexec sleep 60\n")
+    mkfs.chmod(0o755)
+    with demo(folder, PATH=f"{tmp_path}:{os.environ['PATH']}") as process:
+        observe.until(begun.exists, "mkfs has begun", seconds=30)
+        process.send_signal(signal.SIGTERM)
+        _, complaints = process.communicate(timeout=60)
+    assert process.returncode == INTERRUPTED, complaints
+    demand_nothing(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_an_interrupted_one_leaves_nothing(folder: Path, number: signal.Signals) -> None:
     with demo(folder) as process:
         observe.until(lambda: observe.mounts(folder), "its pool is mounted", seconds=30)
