@@ -7,7 +7,6 @@ TLS handshake costs both sides more than a request does. Why the standard librar
 import http.client
 import json
 import logging
-import random
 import socket
 import ssl
 import tempfile
@@ -22,6 +21,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from csi_local import __version__
 from csi_local.kube.credentials import Credentials
+from csi_local.kube.retry import spread
 from csi_local.model.errors import (
     AlreadyExists,
     Conflict,
@@ -33,7 +33,6 @@ from csi_local.model.errors import (
 )
 
 _log = logging.getLogger(__name__)
-_DICE = random.Random()  # noqa: S311 (only so that not all come back at once)
 
 Object = dict[str, Any]
 """An object of the API, as its JSON has it."""
@@ -184,7 +183,7 @@ class Api:
             status, content, retry_s = self._request(method, path, data)
         deadline = time.monotonic() + REQUEST_S
         while status == http.client.TOO_MANY_REQUESTS and time.monotonic() + retry_s < deadline:
-            time.sleep(retry_s * _DICE.uniform(0.5, 1.0))
+            time.sleep(spread(retry_s))
             status, content, retry_s = self._request(method, path, data)
         if status >= http.client.BAD_REQUEST:
             raise _error(status, content)

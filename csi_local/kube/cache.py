@@ -6,7 +6,6 @@ out, and the watch goes on where it stopped; where the server no longer knows th
 """
 
 import logging
-import random
 import sys
 import threading
 import time
@@ -16,10 +15,10 @@ from typing import Any
 
 from csi_local.kube.api import Api, Object
 from csi_local.kube.resources import name_of
+from csi_local.kube.retry import pause_after
 from csi_local.model.errors import DriverError, Expired, Unavailable
 
 _log = logging.getLogger(__name__)
-_DICE = random.Random()  # noqa: S311 (only so that not all come back at once)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 _AT_ONCE_S = 1.0
 """A watch that brought nothing and was ended sooner than this is no watch."""
@@ -73,7 +72,7 @@ class Cache:
         self._version = ""
         self._expired = True
         self._fruitless = 0
-        self._pause_s = _FIRST_PAUSE_S
+        self._failures = 0
         self._said = ""
         self._synced = threading.Event()
         self._stopping = threading.Event()
@@ -197,7 +196,7 @@ class Cache:
                 self._expired = True
                 self._rest()
             except DriverError as error:
-                began = self._pause_s == _FIRST_PAUSE_S and not self._stopping.is_set()
+                began = not self._failures and not self._stopping.is_set()
                 _log.log(logging.WARNING if began else logging.DEBUG, "watching %s: %s", self._collection, error)
                 self._rest()
             except Exception as error:  # noqa: BLE001 (the thread must live; the log has it)
@@ -208,8 +207,8 @@ class Cache:
     def _rest(self) -> None:
         """Wait before the next attempt: longer each time, until a watch has brought something."""
         self._connected_since = None
-        self._stopping.wait(self._pause_s * _DICE.uniform(0.5, 1.0))
-        self._pause_s = min(_LONGEST_PAUSE_S, self._pause_s * 2)
+        self._stopping.wait(pause_after(self._failures, _FIRST_PAUSE_S, _LONGEST_PAUSE_S))
+        self._failures += 1
 
     def _say_unforeseen(self, error: Exception) -> None:
         """What is tried again and again is said once."""
@@ -257,13 +256,13 @@ class Cache:
             if kind != "BOOKMARK":
                 self._take(self._key(found), None if kind == "DELETED" else self._keep(found), version)
             self._version = str(max(version, int(self._version)))
-            self._fruitless, self._pause_s = 0, _FIRST_PAUSE_S
+            self._fruitless, self._failures = 0, 0
             self._tell_again()
             if self._stopping.is_set():
                 return
         if self._fruitless and time.monotonic() - began < _AT_ONCE_S and not self._stopping.is_set():
             raise Unavailable("the server ends watches as soon as they begin")
-        self._fruitless, self._pause_s = 0, _FIRST_PAUSE_S
+        self._fruitless, self._failures = 0, 0
 
 
 def _lean(found: Object) -> Object:

@@ -1,7 +1,6 @@
 """What the cluster knows of this node: its LocalPools, and a Lease that says that it is at work."""
 
 import logging
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,12 +10,12 @@ from csi_local.engine.pools import Pools
 from csi_local.kube import pool_resource, resources
 from csi_local.kube.api import Api, Object
 from csi_local.kube.events import Events, about_node
+from csi_local.kube.retry import pause_after
 from csi_local.model.errors import AlreadyExists, DriverError, NotFound, Unavailable
 from csi_local.model.pool import PoolSpec, PoolView
 from csi_local.model.quantity import Bytes
 
 _log = logging.getLogger(__name__)
-_DICE = random.Random()  # noqa: S311 (only so that not all come back at once)
 LEASE_S = 10.0
 """Between renewals. The controller takes a node for gone that has missed three."""
 LEASE_DURATION_S = 40
@@ -91,10 +90,7 @@ class Beat:
 
 def pause(failures: int, every_s: float) -> float:
     """Seconds until a beat acts again, after so many failures in a row: soon at first, never later than *every_s*."""
-    if not failures:
-        return every_s
-    longest = min(every_s, _RETRY_S * 2.0 ** min(failures - 1, 16))
-    return longest * _DICE.uniform(0.5, 1.0)
+    return pause_after(failures - 1, _RETRY_S, every_s) if failures else every_s
 
 
 class Owner:

@@ -2,15 +2,15 @@
 
 import heapq
 import logging
-import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from csi_local.kube.retry import pause_after
+
 _log = logging.getLogger(__name__)
-_DICE = random.Random()  # noqa: S311 (only so that not all come back at once)
 _FIRST_RETRY_S, _LAST_RETRY_S = 0.1, 30.0
 _STUCK_S = 1800.0
 """One piece of work may take long (a large image is written out); not that long."""
@@ -119,7 +119,7 @@ class WorkQueue:
                 return
             failures = self._failures.get(name, 0)
             self._failures[name] = failures + 1
-            pause = min(_LAST_RETRY_S, _FIRST_RETRY_S * 2 ** min(failures, 16)) * _DICE.uniform(0.5, 1.0)
+            pause = pause_after(failures, _FIRST_RETRY_S, _LAST_RETRY_S)
             due = self._due[name] = time.monotonic() + pause
             heapq.heappush(self._later, (due, name))
             self._changed.notify()
