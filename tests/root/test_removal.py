@@ -7,7 +7,6 @@ import os
 import struct
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,10 +14,6 @@ from csi_local.host.linux import LinuxHost
 from csi_local.model.errors import SyscallFailed
 from tests import observe
 from tests.hostile import make_deep
-from tests.observe import GIB
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = pytest.mark.root
 HOST = LinuxHost()
@@ -26,23 +21,16 @@ _FSGETXATTR, _FSSETXATTR, _PROJINHERIT = 0x801C581F, 0x401C5820, 0x200
 _FSXATTR = struct.Struct("=5I8s")
 
 
-@pytest.fixture(params=["xfs", "btrfs", "ext4"])
-def volume(request: pytest.FixtureRequest, folder: Path) -> Iterator[Path]:
+@pytest.fixture
+def volume(filesystem: str, place: Path) -> Path:
     """Give the files of a directory volume in a scratch filesystem: on a btrfs they are a subvolume."""
-    image, point = folder / "scratch.img", folder / "scratch"
-    with image.open("wb") as file:
-        file.truncate(GIB)
-    subprocess.run([f"/usr/sbin/mkfs.{request.param}", "-q", image], check=True)
-    point.mkdir()
-    subprocess.run(["/usr/bin/mount", "-o", "loop", image, point], check=True)
-    (point / "volume").mkdir()
-    data = point / "volume" / "data"
-    if request.param == "btrfs":
+    (place / "volume").mkdir()
+    data = place / "volume" / "data"
+    if filesystem == "btrfs":
         HOST.make_subvolume(str(data))
     else:
         data.mkdir()
-    yield data
-    observe.take_down(folder)
+    return data
 
 
 def removed(data: Path) -> bool:
@@ -80,7 +68,7 @@ def test_what_is_protected(volume: Path, flag: str) -> None:
     assert removed(volume)
 
 
-@pytest.mark.parametrize("volume", ["xfs"], indirect=True)
+@pytest.mark.parametrize("filesystem", ["xfs"])
 def test_what_is_in_other_quota_projects(volume: Path) -> None:
     """A rename into a directory that hands its project down is refused for what is in another."""
     (volume / "inner" / "deep" / "deeper").mkdir(parents=True)
@@ -94,7 +82,7 @@ def test_what_is_in_other_quota_projects(volume: Path) -> None:
     assert removed(volume)
 
 
-@pytest.mark.parametrize("volume", ["btrfs"], indirect=True)
+@pytest.mark.parametrize("filesystem", ["btrfs"])
 class TestSubvolumes:
     """Whoever owns a directory of a btrfs may make some in it."""
 

@@ -6,10 +6,8 @@ import os
 import socket
 import stat
 import struct
-import subprocess
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,10 +15,7 @@ from csi_local.host.linux import LinuxHost
 from csi_local.host.trees import _DEEPEST
 from csi_local.model.errors import FailedPrecondition
 from tests import observe
-from tests.observe import GIB, MIB
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from tests.observe import MIB
 
 pytestmark = pytest.mark.root
 HOST = LinuxHost()
@@ -36,19 +31,6 @@ ACL = struct.pack("<I", 2) + b"".join(
     )
 )
 """user::rwx, user:1234:r-x, group::r--, mask::r-x, other::--- (linux/posix_acl_xattr.h)."""
-
-
-@pytest.fixture(params=["xfs", "btrfs", "ext4"])
-def place(request: pytest.FixtureRequest, folder: Path) -> Iterator[Path]:
-    """Give a folder on a scratch filesystem."""
-    image, point = folder / "scratch.img", folder / "scratch"
-    with image.open("wb") as file:
-        file.truncate(GIB)
-    subprocess.run([f"/usr/sbin/mkfs.{request.param}", "-q", image], check=True)
-    point.mkdir()
-    subprocess.run(["/usr/bin/mount", "-o", "loop", image, point], check=True)
-    yield point
-    observe.take_down(folder)
 
 
 @pytest.fixture
@@ -117,7 +99,7 @@ def test_everything_is_kept(trees: tuple[Path, Path]) -> None:
     assert (target / "plain").read_bytes() == b"plain" * 5000
 
 
-@pytest.mark.parametrize("place", ["btrfs"], indirect=True)
+@pytest.mark.parametrize("filesystem", ["btrfs"])
 def test_files_of_several_names_in_subvolumes(trees: tuple[Path, Path]) -> None:
     """Each subvolume counts its files from the same number."""
     source, target = trees
