@@ -102,6 +102,11 @@ class Publisher:
                 raise InvalidArgument(f"a mount at {path} would hide pool {pool.spec.name}, which is at {pool.root}")
         return plain
 
+    def _check_no_target(self, volume: VolumeId, path: str) -> None:
+        """See that a staging path is none of the volume's targets."""
+        if path in self._published.get(volume, {}):
+            raise InvalidArgument(f"{path} is a target that volume {volume} is published at, and no staging path")
+
     def _check_apart(self, *paths: str) -> None:
         """See that no path is inside a volume: that could not be unmounted first, and the one inside it never."""
         targets = [target for targets in list(self._published.values()) for target in list(targets)]
@@ -136,8 +141,7 @@ class Publisher:
         with self._locks.hold(volume, patience_s), self._alone_at(patience_s, path):
             record = pool.store.load(volume)
             check_usable(record, capability)
-            if path in self._published.get(volume, {}):
-                raise InvalidArgument(f"{path} is a target that volume {volume} is published at, and no staging path")
+            self._check_no_target(volume, path)
             self._check_apart(path)
             self._stage(pool, record, path, capability, given)
 
@@ -315,8 +319,7 @@ class Publisher:
         staged, target = paths = (self.plain(paths[0]), self.plain(paths[1]))
         if staged == target:
             raise InvalidArgument("the target path and the staging path are the same")
-        if staged in self._published.get(volume, {}):
-            raise InvalidArgument(f"{staged} is a target that volume {volume} is published at, and no staging path")
+        self._check_no_target(volume, staged)
         with self._locks.hold(volume, patience_s), self._alone_at(patience_s, *paths):
             record = pool.store.load(volume)
             check_usable(record, capability)
