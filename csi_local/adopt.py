@@ -13,11 +13,11 @@ from csi_local.engine.execute import Executor
 from csi_local.host.linux import LinuxHost
 from csi_local.model.errors import InvalidArgument
 from csi_local.model.quantity import Bytes, format_bytes, parse_bytes
+from csi_local.model.text import DNS_LABEL
 from csi_local.model.volume import VolumeRecord
 from csi_local.show import visiting
 
 _DRIVER, _TOPOLOGY_KEY = "csi-local.io", "topology.csi-local.io/node"
-_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _CLASS = re.compile(r"[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?")
 Manifest = Mapping[str, object]
 
@@ -47,7 +47,7 @@ def adopt(config: Config, wanted: AdoptRequest, claim: Claim) -> int:
         DriverError: see ``engine.adopt``.
     """
     for name in (wanted.name, claim.name, claim.namespace):
-        if name and not _LABEL.fullmatch(name):
+        if name and not DNS_LABEL.fullmatch(name):
             raise InvalidArgument(f"{name!r} cannot be a name here: lower-case letters, digits and '-', at most 63")
     if claim.storage_class and not _CLASS.fullmatch(claim.storage_class):
         raise InvalidArgument(f"{claim.storage_class!r} cannot be the name of a StorageClass")

@@ -15,6 +15,7 @@ from csi_local.kube.credentials import Credentials, from_kubeconfig, in_cluster
 from csi_local.model.encryption import KeySources
 from csi_local.model.errors import InvalidArgument
 from csi_local.model.pool import PoolKind, PoolSpec, parse_pool, pool_spec
+from csi_local.model.text import DNS_LABEL
 
 DEFAULT_ENDPOINT = "unix:///run/csi-local/csi.sock"
 DEFAULT_RUN_DIR = "/run/csi-local"
@@ -29,7 +30,6 @@ LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 
 _NODE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
-_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _MAX_FILE = 1 << 20
 _MAX_LIMIT = 1 << 20
 _MAX_PORT = 65535
@@ -242,7 +242,7 @@ def _node(name: str) -> str:
 
 
 def _namespace(name: str) -> str:
-    if not _LABEL.fullmatch(name):
+    if not DNS_LABEL.fullmatch(name):
         raise InvalidArgument(f"namespace {name!r}: it has lower-case letters, digits and '-', at most 63")
     return name
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from csi_local.model.errors import InvalidArgument
 from csi_local.model.quantity import Bytes, parse_bytes
+from csi_local.model.text import DNS_LABEL
 from csi_local.model.volume import Allocation, Filesystem
 
 
@@ -150,7 +151,6 @@ class _Answer(StrEnum):
     NO = "no"
 
 
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _KEYS = {
     PoolKind.PATH: {"media", "reserve", "overcommit", "ephemeral", "mounted"},
     PoolKind.IMAGE: {"media", "reserve", "overcommit", "ephemeral", "size", "fs", "allocation"},
@@ -185,7 +185,7 @@ def pool_spec(name: str, kind: str, target: str, options: Mapping[str, str]) -> 
         InvalidArgument: a part is wrong; the message names what is allowed.
     """
     where = f"pool {name!r}"
-    if not _NAME.fullmatch(name):
+    if not DNS_LABEL.fullmatch(name):
         raise InvalidArgument(f"{where}: a pool's name is lower-case letters, digits and '-', at most 63")
     pool_kind = one_of(PoolKind, kind, f"{where}: kind")
     if not target.startswith("/") or ".." in target.split("/") or not target.isprintable():
