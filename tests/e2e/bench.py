@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tabulate import tabulate
 
 from tests.e2e import install
-from tests.e2e.test_endpoints import driver_pods
+from tests.e2e.own_pods import driver_pods
 from tests.e2e.timeline import Timeline
 from tests.e2e.workloads import GRACE_SECONDS, claim_manifest, pod_spec, with_claim
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from tests.e2e import install, leaks
+from tests.e2e.own_pods import driver_pods
 from tests.e2e.processes import eventually, run
-from tests.e2e.test_endpoints import driver_pods
 from tests.e2e.workloads import Workloads, pod_spec, with_claim
 
 if TYPE_CHECKING:

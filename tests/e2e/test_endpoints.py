@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import pytest
 
 from tests.e2e.install import NAMESPACE
 from tests.e2e.node import KUBELET_DIR
+from tests.e2e.own_pods import driver_pods, ready_pods
 from tests.e2e.workloads import pod_spec, with_claim
 
 if TYPE_CHECKING:
@@ -22,28 +24,23 @@ pytestmark = [pytest.mark.e2e, pytest.mark.alone]
 PORT = 9808
 
 
-def driver_pods(cluster: Cluster, component: str = "") -> list[Object]:
-    """Return the driver's pods; a component is controller or node."""
-    labels = "app.kubernetes.io/name=csi-local" + (f",app.kubernetes.io/component={component}" if component else "")
-    return cluster.api.list("Pod", NAMESPACE, labels)
-
-
 def read(pod: Object, path: str) -> str:
     """Return what a pod answers there."""
-    with urllib.request.urlopen(f"http://{pod['status']['podIP']}:{PORT}{path}", timeout=5) as answer:
-        return str(answer.read().decode())
+    try:
+        with urllib.request.urlopen(f"http://{pod['status']['podIP']}:{PORT}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+    except urllib.error.HTTPError as error:
+        pytest.fail(f"{pod['metadata']['name']} answers {path} with {error.code}: {error.read().decode()}")
 
 
 def test_every_pod_of_the_driver_is_alive_and_ready(cluster: Cluster) -> None:
-    pods = driver_pods(cluster)
-    assert len(pods) >= len(cluster.nodes) + 1
-    for pod in pods:
+    for pod in ready_pods(cluster):
         read(pod, "/healthz")
         read(pod, "/readyz")
 
 
 def test_metrics_are_what_prometheus_reads(cluster: Cluster) -> None:
-    for pod in driver_pods(cluster):
+    for pod in ready_pods(cluster):
         text = read(pod, "/metrics")
         lint = subprocess.run(
             ["promtool", "check", "metrics"],  # noqa: S607

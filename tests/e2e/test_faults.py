@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.e2e.own_pods import driver_pods, ready_pods
 from tests.e2e.processes import eventually
-from tests.e2e.test_endpoints import driver_pods
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,7 @@ def test_a_hundred_claims_survive_a_kill(workloads: Workloads, kill: Callable[[C
         list(callers.map(lambda claim: workloads.bound(claim, seconds=SETTLED_SECONDS), claims))
         volumes = {workloads.bound(claim)["metadata"]["name"] for claim in claims}
     assert len(volumes) == CLAIMS
-    eventually("the driver is ready again", SETTLED_SECONDS, lambda: all_ready(cluster))
+    ready_pods(cluster)
 
 
 @pytest.mark.parametrize("kill", [kill_agents, kill_controllers])
@@ -79,18 +79,10 @@ def test_a_hundred_deletions_survive_a_kill(workloads: Workloads, kill: Callable
             cluster.api.delete("PersistentVolumeClaim", claim)
         kill(cluster)
     eventually("every volume is gone", SETTLED_SECONDS, lambda: not cluster.api.list("PersistentVolume"))
-    eventually("the driver is ready again", SETTLED_SECONDS, lambda: all_ready(cluster))
+    ready_pods(cluster)
 
 
 def count_bound(cluster: Cluster, claims: list[str]) -> int:
     """Count how many of these claims are bound."""
     listed = cluster.api.list("PersistentVolumeClaim", "default")
     return sum(c["status"].get("phase") == "Bound" for c in listed if c["metadata"]["name"] in set(claims))
-
-
-def all_ready(cluster: Cluster) -> bool:
-    """Whether all containers of the driver's pods are ready."""
-    pods = driver_pods(cluster)
-    return bool(pods) and all(
-        status["ready"] for pod in pods for status in pod["status"].get("containerStatuses", [{"ready": False}])
-    )

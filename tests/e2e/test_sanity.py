@@ -10,7 +10,7 @@ import yaml
 
 from tests.e2e import leaks
 from tests.e2e.node import KUBELET_DIR
-from tests.e2e.test_endpoints import driver_pods
+from tests.e2e.own_pods import driver_pods
 from tests.sanity.run import CLUSTER_SKIPS, CSI_SANITY, EXPANDED_SIZE, ONE_THREAD, VOLUME_SIZE, judge
 
 if TYPE_CHECKING:
