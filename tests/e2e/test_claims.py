@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e import leaks
 from tests.e2e.install import TOPOLOGY_KEY
-from tests.e2e.workloads import Workloads, claim_manifest, ephemeral, pod_spec, with_claim, with_volume
+from tests.e2e.workloads import Workloads, claim_manifest, ephemeral, pod_spec, resource_of, with_claim, with_volume
 
 pytestmark = pytest.mark.e2e
 
@@ -38,9 +38,9 @@ def test_a_class_with_a_medium_takes_a_disk_of_that_kind(workloads: Workloads, m
     pod = workloads.pod(with_claim(pod_spec(), claim := workloads.claim(media)))
     workloads.running(pod)
     volume = workloads.bound(claim)
-    name = volume["spec"]["csi"]["volumeHandle"]
-    records = workloads.cluster.api.list("LocalVolume")
-    assert [r["status"]["pool"] for r in records if r["status"]["volumeId"] == name] == [media]
+    found = resource_of(workloads.cluster, "LocalVolume", volume["spec"]["csi"]["volumeHandle"])
+    assert found
+    assert found["status"]["pool"] == media
 
 
 def test_a_raw_block_pod_has_a_device_of_the_size_asked_for(workloads: Workloads) -> None:

@@ -10,7 +10,7 @@ import yaml
 from tests.e2e import install, leaks
 from tests.e2e.own_pods import driver_pods
 from tests.e2e.processes import eventually, run
-from tests.e2e.workloads import Workloads, pod_spec, with_claim
+from tests.e2e.workloads import Workloads, pod_spec, resource_of, with_claim
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,15 +37,12 @@ def agent_of(cluster: Cluster, node: str) -> str:
 
 def no_longer_wanted(cluster: Cluster, volume: str) -> None:
     """Have a volume removed that no PersistentVolume stands for."""
-    name = eventually(f"volume {volume} has a LocalVolume", FOUND_SECONDS, lambda: local_volume(cluster, volume))
+    found = eventually(
+        f"volume {volume} has a LocalVolume", FOUND_SECONDS, lambda: resource_of(cluster, "LocalVolume", volume)
+    )
+    name = found["metadata"]["name"]
     cluster.api.patch("LocalVolume", name, {"spec": {"state": "Absent"}})
     cluster.api.gone("LocalVolume", name)
-
-
-def local_volume(cluster: Cluster, volume: str) -> str:
-    """Return the name of a volume's LocalVolume, or ""."""
-    listed = cluster.api.list("LocalVolume")
-    return next((one["metadata"]["name"] for one in listed if one.get("status", {}).get("volumeId") == volume), "")
 
 
 def test_an_adopted_directory_is_a_volume_and_outlives_it(workloads: Workloads) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.processes import eventually
-from tests.e2e.workloads import claim_manifest, events_about, pod_spec, with_claim
+from tests.e2e.workloads import claim_manifest, events_about, pod_spec, resource_of, with_claim
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,9 +70,9 @@ def node_of(workloads: Workloads, taken: str) -> str:
     assert snapshot is not None
     content = api.get("VolumeSnapshotContent", snapshot["status"]["boundVolumeSnapshotContentName"])
     assert content is not None
-    handle = content["status"]["snapshotHandle"]
-    listed = api.list("LocalSnapshot")
-    return next(str(one["spec"]["nodeName"]) for one in listed if one["status"].get("snapshotId") == handle)
+    found = resource_of(workloads.cluster, "LocalSnapshot", content["status"]["snapshotHandle"])
+    assert found is not None
+    return str(found["spec"]["nodeName"])
 
 
 def restored(workloads: Workloads, source: str, size: str, kind: str = "VolumeSnapshot", *, block: bool = False) -> str:

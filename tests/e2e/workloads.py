@@ -203,6 +203,12 @@ class Workloads:
         self._made.clear()
 
 
+def resource_of(cluster: Cluster, kind: str, handle: str) -> Object | None:
+    """Return the LocalVolume or LocalSnapshot of a handle; others that are there may have no status yet."""
+    key = {"LocalVolume": "volumeId", "LocalSnapshot": "snapshotId"}[kind]
+    return next((one for one in cluster.api.list(kind) if one.get("status", {}).get(key) == handle), None)
+
+
 def events_about(cluster: Cluster, name: str) -> Sequence[str]:
     """Return the messages of the events about an object."""
     return [event["message"] for event in cluster.api.list("Event") if event["involvedObject"]["name"] == name]
