@@ -10,7 +10,7 @@ import yaml
 
 from tests.e2e import leaks
 from tests.e2e.node import KUBELET_DIR
-from tests.e2e.own_pods import driver_pods
+from tests.e2e.own_pods import driver_pods, ready_pods
 from tests.sanity.run import CLUSTER_SKIPS, CSI_SANITY, EXPANDED_SIZE, ONE_THREAD, VOLUME_SIZE, judge
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ def test_csi_sanity_finds_nothing_to_complain_of(cluster: Cluster, tmp_path: Pat
     parameters, access = KINDS[kind]
     (tmp_path / "parameters.yaml").write_text(yaml.safe_dump(parameters))
     node = cluster.node(NODE)
+    ready_pods(cluster)  # a test before may have ended a node's
     pods = driver_pods(cluster, "controller")
     uid = next(pod["metadata"]["uid"] for pod in pods if pod["spec"]["nodeName"] == NODE)
     report = tmp_path / "report.xml"
