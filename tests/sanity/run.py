@@ -198,7 +198,8 @@ def judge(report: Path, allowed: frozenset[str]) -> tuple[Counter[str], list[str
             if reason not in allowed:
                 complaints.append(f"skipped, {reason}: {name}")
         elif status != "passed" and (status, name) != ("pending", PENDING):
-            complaints.append(f"{status}: {name}")
+            failure = case.find("failure")
+            complaints.append(f"{status}: {name}: {'' if failure is None else failure.get('message', '').strip()}")
     if specs["passed"] == 0:
         complaints.append("no spec passed")
     return specs, complaints
