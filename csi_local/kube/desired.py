@@ -63,6 +63,11 @@ class Desired:
         self._noun = noun
         self._clock = clock
         self._locks = KeyedLocks()
+        cache.listen(self._hear)
+
+    def _hear(self, _name: str, before: Object | None, now: Object | None) -> None:
+        if before is not None and now is None and told(before):
+            self.nodes.give_back(node_of(before))
 
     @contextmanager
     def held(self, name: str, patience_s: float) -> Iterator[float]:

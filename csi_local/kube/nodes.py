@@ -26,6 +26,11 @@ NOT_THERE = "it is not there (its lease is old)"
 
 _PROMISE_S = 3.0
 """How long after its answer a volume is held against a pool that has said nothing since; a change is told in 1 s."""
+_HOPE_S = 10.0
+"""How long after something was removed a node may have more room than its pools say; a busy one says it late."""
+
+_See = Callable[[str], list[PoolView]]
+"""A node's pools, in one of the ways to look at them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +89,7 @@ class Nodes:
         self._renewed: dict[str, float | None] = {}
         self._views: dict[str, dict[str, PoolView]] = {}
         self._promises: dict[str, Promise] = {}
+        self._gave_back: dict[str, float] = {}
         leases.listen(self._lease)
         pools.listen(self._pool)
 
@@ -114,6 +120,7 @@ class Nodes:
         views.pop(name, None)
         if not views:  # else every node that ever was would be gone through for each volume
             self._views.pop(node, None)
+            self._gave_back.pop(node, None)
 
     # --- what is asked
 
@@ -156,12 +163,15 @@ class Nodes:
         """The first node wished for that has room; after those, where any will do, the one that placement prefers.
 
         *passed* are nodes that have refused already, and why. Where only what is promised and not yet made stands in
-        the way, a node is asked all the same: it alone knows exactly.
+        the way, or what may just have been removed, a node is asked all the same: it alone knows exactly.
         """
-        with_promises = self._choose(parameters, shape, size, where, passed, promised=True)
-        if with_promises.node or not self._promises:
-            return with_promises
-        return self._choose(parameters, shape, size, where, passed, promised=False)
+        choice = self._choose(parameters, shape, size, where, passed, self.views)
+        if choice.node is None and self._promises:
+            choice = self._choose(parameters, shape, size, where, passed, self._shown)
+        if choice.node is None and self._gave_back:
+            hope = self._choose(parameters, shape, size, where, passed, self._hoped)
+            return hope if hope.node else choice
+        return choice
 
     def _choose(
         self,
@@ -170,14 +180,13 @@ class Nodes:
         size: Bytes,
         where: Accessibility,
         passed: Mapping[str, str],
-        *,
-        promised: bool,
+        see: _See,
     ) -> Choice:
         reasons: list[str] = []
         fitting: dict[str, Bytes] = {}
         others = sorted(set(self._views) - set(where.nodes)) if where.anywhere else []
         for node in (*where.nodes, *others):
-            room, reason = self._judge(node, parameters, shape, size, passed, promised=promised)
+            room, reason = self._judge(node, parameters, shape, size, passed, see)
             if reason:
                 reasons.append(f"node {node}: {reason}")
             elif node in where.nodes:
@@ -196,18 +205,16 @@ class Nodes:
         shape: Shape,
         size: Bytes,
         passed: Mapping[str, str],
-        *,
-        promised: bool,
+        see: _See,
     ) -> tuple[Bytes, str]:
         """The room of the pool that a node would choose, or why it cannot have the volume."""
         if node in passed:
             return Bytes(0), passed[node]
-        shown = list(self._views.get(node, {}).values())
-        if not shown:
+        views = see(node)
+        if not views:
             return Bytes(0), "it has no pools"
         if not self.alive(node):
             return Bytes(0), NOT_THERE
-        views = self.views(node) if promised else shown
         placement = place(parameters, shape, size, views)
         if placement.pool is None:
             return Bytes(0), placement.explain()
@@ -217,6 +224,17 @@ class Nodes:
         """A node's pools, less what was promised to volumes that they do not show yet."""
         with self._guard:
             return [self._less(name, view) for name, view in self._views.get(node, {}).items()]
+
+    def _shown(self, node: str) -> list[PoolView]:
+        """A node's pools, as they say themselves."""
+        return list(self._views.get(node, {}).values())
+
+    def _hoped(self, node: str) -> list[PoolView]:
+        """A node's pools, those of one that has just removed something as if they had no volumes at all."""
+        gave_back = self._gave_back.get(node)
+        if gave_back is None or self._monotonic() - gave_back > _HOPE_S:
+            return self._shown(node)
+        return [_emptied(view) for view in self._shown(node)]
 
     def all_views(self, where: Accessibility) -> list[PoolView]:
         """The pools of all nodes that are there and allowed."""
@@ -237,7 +255,11 @@ class Nodes:
             view, room=Bytes(max(0, view.room - taken)), thin_room=Bytes(max(0, view.thin_room - taken))
         )
 
-    # --- promises
+    # --- promises and hopes
+
+    def give_back(self, node: str) -> None:
+        """Say that a node has removed something: it may have more room than its pools say yet."""
+        self._gave_back[node] = self._monotonic()
 
     def promise(self, volume: str, node: str, parameters: ClassParameters, shape: Shape, size: Bytes) -> None:
         """Count a volume against the pool that its node will most likely choose, until the pool shows it."""
@@ -258,3 +280,9 @@ class Nodes:
         """Say that a volume is not to be made."""
         with self._guard:
             self._promises.pop(volume, None)
+
+
+def _emptied(view: PoolView) -> PoolView:
+    """A pool as it would be at most if all were removed that is in it."""
+    most = Bytes(view.total + view.promised)
+    return dataclasses.replace(view, room=most, thin_room=most)

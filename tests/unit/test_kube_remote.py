@@ -228,6 +228,35 @@ class TestCreate:
         controller.delete("pvc-1", PATIENCE_S)
         assert controller.create(labelled, PATIENCE_S, on("full", "free")).node == "free"
 
+    def test_what_has_just_been_removed_is_room_before_its_pool_says_so(self, cluster: Cluster) -> None:
+        node, controller = cluster.node("a", GIB), cluster.controller()
+        controller.create(request(), PATIENCE_S)
+        node.show_room()
+        cluster.soon(lambda: not controller.nodes._promises)
+        with pytest.raises(ResourceExhausted, match="does not fit"):
+            controller.create(request("pvc-2"), PATIENCE_S)
+        controller.delete("pvc-1", PATIENCE_S)
+        assert controller.create(request("pvc-2"), PATIENCE_S).node == "a"
+
+    def test_what_was_removed_long_ago_is_shown_or_nobodys(self, cluster: Cluster) -> None:
+        node, controller = cluster.node("a", GIB), cluster.controller()
+        controller.create(request(), PATIENCE_S)
+        node.show_room()
+        cluster.soon(lambda: not controller.nodes._promises)
+        controller.delete("pvc-1", PATIENCE_S)
+        cluster.ahead = 20.0
+        with pytest.raises(ResourceExhausted, match="does not fit"):
+            controller.create(request("pvc-2"), PATIENCE_S)
+
+    def test_what_was_never_made_gives_no_hope(self, cluster: Cluster) -> None:
+        """Else a full cluster would be asked anew for ever."""
+        cluster.node("a", GIB, shown=5 * GIB)
+        controller = cluster.controller()
+        with pytest.raises(ResourceExhausted, match="no room"):
+            controller.create(request(size=2 * GIB), PATIENCE_S)
+        cluster.soon(lambda: not cluster.volumes())
+        assert not controller.nodes._gave_back
+
     def test_no_room_anywhere_leaves_nothing(self, cluster: Cluster) -> None:
         cluster.node("a", GIB, shown=5 * GIB)
         cluster.node("b", GIB, shown=5 * GIB)
