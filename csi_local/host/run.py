@@ -4,18 +4,24 @@ Never a shell, never a ``preexec_fn`` (fork beside gRPC's threads may deadlock u
 """
 
 import os
+import selectors
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from subprocess import PIPE
 
 from csi_local.host import cpus
 from csi_local.host.syscalls import opened
 from csi_local.model.errors import CommandFailed
+from csi_local.model.quantity import KIB
 from csi_local.model.secret import Secret
 
 TIMEOUT_S = 120.0
 _SHOWN = 600
+_ANSWER = 64 * KIB
 _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 _FIX = {
     "blkid": "util-linux",
@@ -98,13 +104,56 @@ def run(
 def ask(program: str, question: bytes, *, timeout_s: float) -> tuple[int, Secret, str]:
     """Run a program of the administrator's, in the driver's own environment, with *question* as its standard input.
 
-    Returns its exit status, its answer, which is shown nowhere, and the end of what it said on standard error.
+    Returns its exit status, its answer, which is shown nowhere, and the end of what it said on standard error. Of one
+    that is killed nothing is left: it is often a script, which waits for others.
 
     Raises:
-        CommandFailed: it is missing, or does not end in time (it is killed).
+        CommandFailed: it is missing, does not end in time, or has no end of an answer (it is killed).
     """
-    done = _run([program], dict(os.environ), timeout_s, question)
-    return done.returncode, Secret(done.stdout), done.stderr.decode(errors="replace").strip()[-_SHOWN:]
+    deadline = time.monotonic() + timeout_s
+    with ExitStack() as held, Secret(question) as given:
+        asked = held.enter_context(_piped(given))
+        try:
+            with cpus.everywhere():
+                process = subprocess.Popen([program], stdin=asked, stdout=PIPE, stderr=PIPE, process_group=0)
+        except OSError as error:
+            raise _not_started(program, error) from error
+        held.enter_context(process)
+        try:
+            answer, complaint = _heard(process, program, deadline)
+            status = process.wait(max(0.0, deadline - time.monotonic()))
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise _too_late([program], timeout_s) from None
+            raise
+    return status, Secret(bytes(answer)), complaint.decode(errors="replace").strip()[-_SHOWN:]
+
+
+def _heard(process: Process, program: str, deadline: float) -> tuple[bytearray, bytearray]:
+    """All that a program says on standard output, and the last of standard error, until it closes both.
+
+    Raises:
+        CommandFailed: that is more than anybody asked for.
+        subprocess.TimeoutExpired: it is still at it.
+    """
+    answer, complaint = bytearray(), bytearray()
+    with selectors.DefaultSelector() as open_pipes:
+        for pipe, said in ((process.stdout, answer), (process.stderr, complaint)):
+            assert pipe is not None  # noqa: S101 (for the type checker)
+            open_pipes.register(pipe, selectors.EVENT_READ, said)
+        while open_pipes.get_map():
+            if (left := deadline - time.monotonic()) <= 0:
+                raise subprocess.TimeoutExpired(program, 0)
+            for ready, _ in open_pipes.select(left):
+                piece = os.read(ready.fd, _ANSWER)
+                ready.data.extend(piece)
+                if not piece:
+                    open_pipes.unregister(ready.fileobj)
+            if len(answer) > _ANSWER:
+                raise CommandFailed(f"{program}: an answer of more than {_ANSWER} bytes, killed")
+            del complaint[:-_ANSWER]
+    return answer, complaint
 
 
 @contextmanager
@@ -136,6 +185,14 @@ def _run(
                 pass_fds=more,
             )
     except subprocess.TimeoutExpired:
-        raise CommandFailed(f"{' '.join(argv)}: no end after {timeout_s:.0f} s, killed") from None
+        raise _too_late(argv, timeout_s) from None
     except OSError as error:
-        raise CommandFailed(f"{argv[0]} cannot be started: {error.strerror}") from error
+        raise _not_started(argv[0], error) from error
+
+
+def _too_late(argv: Sequence[str], timeout_s: float) -> CommandFailed:
+    return CommandFailed(f"{' '.join(argv)}: no end after {timeout_s:.0f} s, killed")
+
+
+def _not_started(program: str, error: OSError) -> CommandFailed:
+    return CommandFailed(f"{program} cannot be started: {error.strerror}")
