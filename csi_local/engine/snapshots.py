@@ -145,6 +145,8 @@ class Snapshots:
             record = coming.record
 
         def work(proceed: Proceed) -> None:
+            if pool.store.snapshots.exists(record.id):  # the copy that was under way ended before it was waited for
+                return
             with self._sources.held(source, patience_s) as seen:  # whoever stages it from now on ends the copy
                 last = self._copied(record, seen)
             place = pool.layout.new_snapshot(last.id)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from csi_local.engine.api import VolumeView
+    from csi_local.host.api import Proceed
 
 SIZE = 64 * MIB
 
@@ -165,6 +166,29 @@ class EndsWhenAsked(Copies):
             self.ending = False
             self.later()
         return super().asked()
+
+
+class EndsWhenJoined(EndsWhenAsked):
+    """One that ends when somebody has been told that it is under way, and is about to wait for it."""
+
+    def asked(self) -> dict[str, object]:
+        return Copies.asked(self)
+
+    def run(self, key: str, reads: str, asked: object, work: Callable[[Proceed], None], patience_s: float) -> bool:
+        if self.ending:
+            self.ending = False
+            self.later()
+            self._spawn = lambda work: work()
+        return super().run(key, reads, asked, work, patience_s)
+
+
+def test_a_copy_that_ends_before_it_is_waited_for_is_not_made_again() -> None:
+    bench = Bench(EXT4)
+    copies = bench.rig.snapshots._copies = EndsWhenJoined()
+    wanted = SnapshotRequest(name="daily", source=bench.volume("data"))
+    assert not bench.rig.snapshots.create(wanted, 0.1).ready
+    copies.ending = True
+    assert bench.rig.snapshots.create(wanted, 0.1).ready
 
 
 class TestACopyThatEndsMeanwhile:
