@@ -49,6 +49,8 @@ _ARENAS = 2
 _FILES = 1 << 16
 """Open at once, where the node allows so many: copies of deep trees hold two for each level."""
 _COPIES_END_WITHIN_S = 1.0
+_THAWED_WITHIN_S = 10.0
+"""First of all: pods wait while a filesystem is frozen, and without the driver until there is another."""
 _CONTROLLER_WORKERS = 160
 """Most of them wait for a node's answer; csi-provisioner asks for 100 volumes at once."""
 
@@ -61,6 +63,7 @@ class Engine:
         self.sweeper = Sweeper(host, self.pools)
         locks = KeyedLocks()
         executor = Executor(host, crash_point(config.crash_point))
+        self.stillness = executor.stillness
         self.copies = Copies()
         self.volumes = Volumes(host, self.pools, executor, locks, self.sweeper, self.copies, node=config.node_id)
         self.snapshots = Snapshots(host, self.pools, executor, locks, self.sweeper, self.copies)
@@ -100,6 +103,7 @@ def serve(config: Config) -> None:
             stack.callback(survey.stop)
             ready = {"pools": engine.pools.missing, "survey": lambda: survey.problem}
             _serve_pages(config, metrics, {"socket": lambda: server.problem}, ready, stack)
+        stack.callback(engine.stillness.stop, _THAWED_WITHIN_S)
         _log.info("serving on %s as node %s", config.endpoint, config.node_id)
         stop()
         _log.info("stopping")
@@ -140,6 +144,7 @@ def node(config: Config) -> None:
         if metrics is not None:
             metrics.volumes(lambda: part.survey.found)
         _serve_pages(config, metrics, {**alive, **part.alive}, {**ready, **part.looking}, stack)
+        stack.callback(engine.stillness.stop, _THAWED_WITHIN_S)
         _log.info("serving on %s as node %s", config.endpoint, config.node_id)
         stop()
         _log.info("stopping")

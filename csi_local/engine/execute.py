@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from csi_local.engine.erasing import remove_erased
+from csi_local.engine.stillness import Stillness
 from csi_local.host.api import Host, Proceed
 from csi_local.model import operations as op
 from csi_local.model.errors import Busy, DriverError, FailedPrecondition, SyscallFailed
@@ -75,6 +76,7 @@ class Executor:
     def __init__(self, host: Host, crash_point: CrashPoint) -> None:
         self._host = host
         self._crash_point = crash_point
+        self.stillness = Stillness()
 
     def run(
         self,
@@ -159,9 +161,9 @@ class Executor:
             case op.SyncFile(path=path):
                 host.sync_file(path)
             case op.Freeze(path=path):
-                host.freeze(path)
+                self._freeze(path)
             case op.Thaw(path=path):
-                if not host.thaw(path):
+                if not self._thaw(path):
                     raise Busy(f"somebody else thawed {path} while it was copied; try again")
             case _:
                 self._do_mount(operation, run)
@@ -248,6 +250,20 @@ class Executor:
             case _:
                 raise NotImplementedError(operation.describe())
 
+    def _freeze(self, path: str) -> None:
+        self.stillness.begin(path)
+        try:
+            self._host.freeze(path)
+        except DriverError:
+            self.stillness.end(path)
+            raise
+
+    def _thaw(self, path: str) -> bool:
+        try:
+            return self._host.thaw(path)
+        finally:
+            self.stillness.end(path)
+
     def _keep_header(self, path: str, source: str) -> None:
         """It is for a bad day; on a full pool a volume is used without, and the next staging tries again."""
         try:
@@ -285,7 +301,7 @@ class Executor:
                 case op.MountDevice(path=path) | op.BindMount(path=path) | op.BindDevice(path=path):
                     self._host.unmount(path)
                 case op.Freeze(path=path) if op.Thaw(path=path) not in run.done:
-                    self._host.thaw(path)
+                    self._thaw(path)
                 case op.OpenEncrypted() if run.opened is not None:
                     self._host.close_encrypted(run.opened)
                 case op.Attach(keep=True) if run.loop is not None and run.attached_here:
