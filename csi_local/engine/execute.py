@@ -224,7 +224,7 @@ class Executor:
             case op.CloseEncrypted(opened=opened):
                 host.close_encrypted(opened)
             case op.EraseHeader(path=path):
-                host.erase_header(path)
+                host.erase_header(path, encrypted=True)
             case op.KeepHeader(path=path, source=source):
                 self._keep_header(path, source)
             case op.RestoreHeader(path=path, source=source):

@@ -161,8 +161,11 @@ class Crypt(Protocol):
     def resize_encrypted(self, device: MappedDevice, key: Secret) -> Bytes:
         """Let an open device have the size that the one under it has, and return its own."""
 
-    def erase_header(self, path: str) -> None:
-        """Overwrite an image's header and key slots durably, so that no key opens it; nothing where it has none."""
+    def erase_header(self, path: str, *, encrypted: bool = False) -> None:
+        """Overwrite an image's header and key slots durably, so that no key opens it; nothing where it has none.
+
+        Of one that is known to be *encrypted* the key slots too that a damaged header does not tell of any more.
+        """
 
     def copy_header(self, source: str, target: str) -> None:
         """Write an image's header and key slots to a file, durably, or leave the old one; EINVAL without one."""

@@ -94,14 +94,14 @@ def own_header(image: int, path: str) -> None:
             os.fsync(image)
 
 
-def erase_header(path: str) -> None:
+def erase_header(path: str, *, encrypted: bool = False) -> None:
     """See ``host.api.Crypt.erase_header``.
 
     The key slots first: without them no key opens anything, and while the rest is there, it is seen that this is not
     done yet.
     """
     with opened(path, os.O_RDWR | os.O_NOFOLLOW) as fd, failing_as(f"erase the header of {path}"):
-        if not _has_header(fd):
+        if not _has_header(fd) and not (encrypted and os.pread(fd, KEY_SLOTS, 0).strip(b"\0")):
             return
         size = min(os.fstat(fd).st_size, HEADER)
         for start, end in ((METADATA, size), (0, METADATA)):

@@ -117,9 +117,9 @@ class LinuxCrypt:
         """See ``Crypt.resize_encrypted``."""
         return crypt.resize_encrypted(device, key)
 
-    def erase_header(self, path: str) -> None:
+    def erase_header(self, path: str, *, encrypted: bool = False) -> None:
         """See ``Crypt.erase_header``."""
-        headers.erase_header(path)
+        headers.erase_header(path, encrypted=encrypted)
 
     def copy_header(self, source: str, target: str) -> None:
         """See ``Crypt.copy_header``."""

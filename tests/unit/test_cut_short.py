@@ -55,6 +55,24 @@ class TestHeaders:
         copy_header(str(image), str(copy))
         assert copy.read_bytes() == image.read_bytes()[:KEY_SLOTS]
 
+    @pytest.mark.parametrize("damage", [b"\0" * len(MAGIC), b"\xff" * 32 * KIB], ids=["wipefs", "overwritten"])
+    def test_key_slots_do_not_outlive_a_damaged_header(self, image: Path, damage: bytes) -> None:
+        """With what is known of it from elsewhere they would open it."""
+        with image.open("r+b") as file:
+            file.write(damage)
+        before = image.read_bytes()
+        erase_header(str(image))  # it may be anything
+        assert image.read_bytes() == before
+        erase_header(str(image), encrypted=True)
+        assert not any(image.read_bytes())
+
+    def test_what_was_never_encrypted_takes_no_room(self, tmp_path: Path) -> None:
+        image = tmp_path / "disk.img"
+        with image.open("xb") as file:
+            file.truncate(HEADER + MIB)
+        erase_header(str(image), encrypted=True)
+        assert image.stat().st_blocks == 0
+
     def test_a_copy_that_was_cut_short_is_not_put_back(self, image: Path, tmp_path: Path) -> None:
         copy = tmp_path / "header.img"
         copy_header(str(image), str(copy))
