@@ -93,12 +93,11 @@ class Layers:
             yield key
 
     def _close_cut_short(self, pool: Pool, record: VolumeRecord) -> None:
-        """Where mkfs was cut short, closing the device shows whether it is still at work."""
-        stack = self._observer.stack(pool.layout, record.id)
-        if record.format is not FormatState.FORMATTING or not stack.opened:
-            return
+        """Where mkfs was cut short, closing the device shows whether it is still at work; or its opening was."""
+        opened = self._observer.stack(pool.layout, record.id).opened
+        unfinished = [one for one in opened if record.format is FormatState.FORMATTING or not one.live]
         try:
-            self._executor.run("open-anew", tuple(CloseEncrypted(opened=one) for one in stack.opened))
+            self._executor.run("open-anew", tuple(CloseEncrypted(opened=one) for one in unfinished))
         except SyscallFailed as error:
             raise Busy(f"volume {record.id}: it is still being formatted, it seems; try again: {error}") from error
 

@@ -343,7 +343,8 @@ class Publisher:
         """Stage again what should be staged; whether that was needed."""
         if record.block:
             devices = self._observer.stack(pool.layout, record.id)
-            staged = bool(devices.writable if record.encryption is None else devices.opened)
+            opened = any(device.live for device in devices.opened)
+            staged = bool(devices.writable) if record.encryption is None else opened
         else:
             staged = self._observer.is_mounted_at(pool.layout, record.id, path)
         if staged:

@@ -29,7 +29,9 @@ WRONG_KEY, BUSY = 2, 5
 _CONTROL = "/dev/mapper/control"
 _MISC_MAJOR = 10
 _IOCTL = struct.Struct("=3I2IIiIIIQ128s129s7x")
-_REMOVE, _TARGET_VERSION = 0xC138FD04, 0xC138FD11
+_REMOVE, _STATUS, _TARGET_VERSION = 0xC138FD04, 0xC138FD07, 0xC138FD11
+_FLAGS, _HAS_TABLE = 7, 1 << 5
+"""Where an answer's flags are among its fields, and DM_ACTIVE_PRESENT_FLAG."""
 _TIMEOUT_S = 110.0
 _ANSWER = 16 * KIB
 _BUSY_FOR_S, _BUSY_PAUSE_S = 2.0, 0.05
@@ -47,13 +49,14 @@ def support() -> str:
     return ""
 
 
-def _control(request: int, name: str, what: str) -> None:
-    """An ioctl of device mapper, for a device or a target of that *name*."""
+def _control(request: int, name: str, what: str) -> int:
+    """An ioctl of device mapper, for a device or a target of that *name*; the flags of the answer."""
     _make_control()
     buffer = bytearray(_ANSWER)
     _IOCTL.pack_into(buffer, 0, 4, 0, 0, len(buffer), _IOCTL.size, 0, 0, 0, 0, 0, 0, name.encode(), b"")
     with opened(_CONTROL, os.O_RDWR) as fd:
         ioctl(fd, request, buffer, what)
+    return int(_IOCTL.unpack_from(buffer)[_FLAGS])
 
 
 def _make_control() -> None:
@@ -90,12 +93,23 @@ def _kdf(encryption: Encryption) -> list[str]:
 def open_encrypted(device: str, name: str, key: Secret, *, discard: bool) -> MappedDevice:
     """See ``host.api.Crypt.open_encrypted``."""
     discards = ["--allow-discards"] if discard else []
+    _remove_empty(name)
     _cryptsetup(["open", "--type", "luks2", *discards, device, name], key, on=device)
     found = next((one for one in all_mapped() if one.name == name), None)
     if found is None:
         raise SyscallFailed(f"open {device} as {name}", errno.ENXIO)
     _make_node(found)
     return found
+
+
+def _remove_empty(name: str) -> None:
+    """Take a name back that a cryptsetup got for its device and was killed: it is in no list yet, and in the way."""
+    try:
+        if not _control(_STATUS, name, f"look at {name}") & _HAS_TABLE:
+            _control(_REMOVE, name, f"remove the empty device {name}")
+    except SyscallFailed as error:
+        if error.errno != errno.ENXIO:  # there is none
+            raise
 
 
 def close_encrypted(device: MappedDevice) -> None:
@@ -191,6 +205,7 @@ def _mapped(name: str) -> MappedDevice | None:
             name=_text(f"{top}/dm/name"),
             uuid=_text(f"{top}/dm/uuid"),
             below=tuple(_below(f"{top}/slaves")),
+            live=_text(f"{top}/size") != "0",
         )
     except OSError as error:
         if error.errno in SHORTAGE:

@@ -80,11 +80,13 @@ class MappedDevice(Device):
         name: what it was opened as.
         uuid: what the program that opened it called it: ``CRYPT-LUKS2-<uuid of the header>-<name>``.
         below: numbers of the devices under it; none where the device under it is gone.
+        live: whether it leads anywhere; not, where whoever was opening it was killed amid that.
     """
 
     name: str
     uuid: str
     below: tuple[int, ...]
+    live: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

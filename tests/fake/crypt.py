@@ -65,7 +65,9 @@ class FakeCrypt(FakeBlocks):
         number = next(n for n in range(len(self.mapped) + 1) if n not in self.mapped)
         self.make_node(f"dm-{number}", os.makedev(MAPPER_MAJOR, number))
         luks.discard = discard
-        mapped = self.mapped[number] = Mapped(number, name, luks, loop, loop.size - HEADER)
+        mapped = self.mapped[number] = Mapped(number, name, luks, loop, loop.size - HEADER, live=False)
+        self.step("open_encrypted.end")
+        mapped.live = True
         luks.inside.size = mapped.size
         return mapped.shown()
 

@@ -76,6 +76,7 @@ class Mapped:
     luks: FakeLuks
     below: Loop
     size: int
+    live: bool = True
 
     @property
     def device(self) -> int:
@@ -91,6 +92,7 @@ class Mapped:
             name=self.name,
             uuid=f"CRYPT-LUKS2-{self.luks.uuid.replace('-', '')}-{self.name}",
             below=(self.below.device,),
+            live=self.live,
         )
 
 
@@ -278,7 +280,8 @@ class Kernel(Calls):
         """Return the open encrypted device that a device node stands for, if it is open."""
         if node.kind is not FileKind.BLOCK or os.major(node.special) != MAPPER_MAJOR:
             return None
-        return self.mapped.get(os.minor(node.special))
+        found = self.mapped.get(os.minor(node.special))
+        return found if found is not None and found.live else None
 
     def carrier_of(self, node: Node) -> Loop | Mapped | None:
         """Return what a device node stands for."""

@@ -19,6 +19,7 @@ from tests.client import Code, Mode, refused
 from tests.driver import PROGRAM, serving
 from tests.observe import KIB, MIB
 from tests.rules.kinds import LUKS_BLOCK, LUKS_BTRFS, LUKS_EXT4, Kind, fresh_name
+from tests.uml.conftest import uuid_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -225,6 +226,34 @@ def test_open_and_not_mounted(driver: Driver) -> None:
     subprocess.run(["cp", "--sparse=always", str(image), str(copy)], check=True)  # noqa: S607
     copy.rename(image)
     assert observe.get(driver.attach(volume), len(DATA)) == DATA
+
+
+def leave_half_open(driver: Driver, volume: Volume, *, loaded: bool) -> None:
+    """Do what a cryptsetup does that is killed while it opens: device mapper takes three calls for that."""
+    image, name = driver.backing_file(volume), f"csi-local-{volume.id}"
+    uuid = f"CRYPT-LUKS2-{uuid_of(image).replace('-', '')}-{name}"
+    subprocess.run(["dmsetup", "create", name, "--uuid", uuid, "--notable"], check=True, capture_output=True)  # noqa: S607
+    if not loaded:
+        return
+    losetup = ["losetup", "--find", "--show", str(image)]
+    loop = subprocess.run(losetup, check=True, capture_output=True, text=True).stdout.strip()
+    table = f"0 {LUKS_EXT4.size // 512} crypt aes-xts-plain64 {'ab' * 64} 0 {loop} {HEADER // 512}\n"
+    subprocess.run(["dmsetup", "load", name], input=table, check=True, text=True)  # noqa: S607
+    subprocess.run(["losetup", "--detach", loop], check=True)  # noqa: S607
+
+
+@pytest.mark.parametrize("amid", ["made", "loaded"])
+def test_an_opening_that_was_cut_short(driver: Driver, amid: str) -> None:
+    volume = LUKS_EXT4.create(driver)
+    observe.put(driver.attach(volume), DATA)
+    driver.detach(volume)
+    leave_half_open(driver, volume, loaded=amid == "loaded")
+    assert observe.get(driver.attach(volume), len(DATA)) == DATA
+    driver.detach(volume)
+    if amid == "loaded":  # else nothing is to be seen, and nothing held
+        leave_half_open(driver, volume, loaded=True)
+        driver.unstage(volume)
+    assert not driver.standing()
 
 
 def test_discard_is_a_choice(driver: Driver) -> None:

@@ -19,6 +19,7 @@ from csi_local.model.errors import (
     FailedPrecondition,
     InvalidArgument,
     ResourceExhausted,
+    SyscallFailed,
     Unauthenticated,
     Unavailable,
 )
@@ -97,6 +98,31 @@ def test_the_wrong_key(rig: Rig) -> None:
         stage(rig, given=key("wrong"))
     assert (rig.volumes.get("data").record, rig.host.mapped, len(rig.host.attached)) == (before, {}, 1)
     assert rig.host.read_file(f"{stage(rig, given=key())}/marker") == b"data"
+
+
+@pytest.mark.parametrize("kind", ["filesystem", "block"])
+def test_an_opening_that_was_cut_short(rig: Rig, kind: str) -> None:
+    """A cryptsetup that is killed leaves a device with its name, and nothing behind it."""
+    block = kind == "block"
+    create(rig, block=block)
+    how, path = capability(block=block), f"{STAGING}-data"
+    rig.host.make_dirs(path)
+    rig.publisher.stage("data", path, how, PATIENCE_S, key())
+    for again in ("stage", "publish", "unstage"):
+        rig.publisher.unstage("data", path, PATIENCE_S)
+        rig.host.fail("open_encrypted.end", errno.EINTR)
+        with pytest.raises(SyscallFailed):
+            rig.publisher.stage("data", path, how, PATIENCE_S, key())
+        assert [one.live for one in rig.host.mapped.values()] == [False]
+        if again == "stage":
+            rig.publisher.stage("data", path, how, PATIENCE_S, key())
+        if again == "publish":
+            rig.publisher.publish("data", (path, "/kubelet/target"), how, PATIENCE_S, key(), read_only=False)
+            rig.publisher.unpublish("data", "/kubelet/target", PATIENCE_S)
+        assert [one.live for one in rig.host.mapped.values()] == [again != "unstage"]
+    rig.publisher.unstage("data", path, PATIENCE_S)
+    assert (rig.host.mapped, len(rig.host.attached)) == ({}, 1)
+    rig.volumes.delete("data", PATIENCE_S)
 
 
 def test_what_is_refused_later_leaves_nothing_open(rig: Rig) -> None:
