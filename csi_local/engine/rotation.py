@@ -9,7 +9,7 @@ from csi_local.engine.pool import Pool
 from csi_local.engine.pools import Pools
 from csi_local.host.api import Host
 from csi_local.model.errors import CommandFailed, FailedPrecondition, InvalidArgument, Unauthenticated
-from csi_local.model.operations import AddKey, EraseHeader, KeepHeader, Operation, ProveKey, RemoveKey
+from csi_local.model.operations import AddKey, KeepHeader, Operation, ProveKey, RemoveKey, RemoveTree
 from csi_local.model.secret import Secret
 from csi_local.model.volume import Encryption, FormatState, VolumeRecord
 from csi_local.store.layout import Layout
@@ -113,12 +113,15 @@ def _encryption(record: VolumeRecord) -> Encryption:
 
 
 def _plan(record: VolumeRecord, encryption: Encryption, layout: Layout, *, copied: bool) -> tuple[Operation, ...]:
-    """The copy of the header has the old key slot until the end; that is overwritten before there is another."""
+    """The copy of the header has the old key slot until the end; that is overwritten before there is another.
+
+    It is removed too: without room for another there is none, and the next staging tries again.
+    """
     image, copy = layout.image(record.id), layout.header_copy(record.id)
     return (
         AddKey(path=image, encryption=encryption),
         ProveKey(path=image),
         RemoveKey(path=image),
-        *((EraseHeader(path=copy),) if copied else ()),
+        *((RemoveTree(path=copy),) if copied else ()),
         KeepHeader(path=copy, source=image),
     )

@@ -30,7 +30,7 @@ AROUND = {
     "stage": {"FormatEncrypted", "MakeFilesystem"},
     "node-expand": {"ResizeEncrypted"},
     "unstage": {"CloseEncrypted"},
-    "stage later": {"AddKey", "RemoveKey", "EraseHeader"},
+    "stage later": {"AddKey", "RemoveKey", "RemoveTree"},
     "delete": {"EraseHeader"},
 }
 """The steps whose points are died at, and the operations before which."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from functools import partial
 from typing import TYPE_CHECKING
@@ -74,6 +75,17 @@ def test_a_key_is_not_given_up_for_none(rig: Rig) -> None:
     with pytest.raises(Unauthenticated, match="neither of the two"):
         rotate(rig, "wrong", NEW)
     assert keys_of(rig) == before
+
+
+def test_without_room_for_the_copy_of_the_header_it_is_made_later(rig: Rig) -> None:
+    create(rig)
+    path = stage(rig, given=key())
+    rig.host.fail("copy_header", errno.ENOSPC)
+    rotate(rig, OLD, NEW)
+    assert keys_of(rig) == [[NEW.encode()]]
+    rig.publisher.unstage("data", path, PATIENCE_S)
+    stage(rig, given=key(NEW))
+    assert keys_of(rig) == both(NEW)
 
 
 def cut_short_everywhere(rig: Rig, act: Callable[[str, str], object], prepare: Callable[[], object]) -> int:
