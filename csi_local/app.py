@@ -69,7 +69,7 @@ class Engine:
         self.snapshots = Snapshots(host, self.pools, executor, locks, self.sweeper, self.copies)
         self.groups = Groups(host, self.pools, executor, locks, self.sweeper, self.copies)
         keys = Keys(host, config.keys)
-        self.rotator = Rotator(host, self.pools, executor, locks, keys)
+        self.rotator = Rotator(host, self.pools, executor, locks, keys, self.copies)
         layers = Layers(host, executor, keys, self.rotator)
         self.sizes = Sizes(host, self.pools, executor, locks, layers)
         self.publisher = Publisher(host, self.pools, executor, locks, self.copies, layers, config.max_volumes)

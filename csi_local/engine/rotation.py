@@ -2,13 +2,14 @@
 
 import logging
 
+from csi_local.engine.copies import Copies
 from csi_local.engine.execute import Executor
 from csi_local.engine.keys import Action, GivenKeys, Keys
 from csi_local.engine.locks import KeyedLocks
 from csi_local.engine.pool import Pool
 from csi_local.engine.pools import Pools
 from csi_local.host.api import Host
-from csi_local.model.errors import CommandFailed, FailedPrecondition, InvalidArgument, Unauthenticated
+from csi_local.model.errors import Busy, CommandFailed, FailedPrecondition, InvalidArgument, Unauthenticated
 from csi_local.model.operations import AddKey, KeepHeader, Operation, ProveKey, RemoveKey, RemoveTree
 from csi_local.model.secret import Secret
 from csi_local.model.volume import Encryption, FormatState, VolumeRecord
@@ -20,7 +21,10 @@ _log = logging.getLogger(__name__)
 class Rotator:
     """The use cases of a new key. cryptsetup itself lets one at a time change a header."""
 
-    def __init__(self, host: Host, pools: Pools, executor: Executor, locks: KeyedLocks, keys: Keys) -> None:
+    def __init__(
+        self, host: Host, pools: Pools, executor: Executor, locks: KeyedLocks, keys: Keys, copies: Copies
+    ) -> None:
+        self._copies = copies
         self._host = host
         self._pools = pools
         self._executor = executor
@@ -57,10 +61,13 @@ class Rotator:
             FailedPrecondition: it is not encrypted, or this node is not set up for that.
             Unauthenticated: there is no key, or neither is its.
             Unavailable: who has the keys cannot be asked now.
-            Busy: somebody else is at work on it.
+            Busy: somebody else is at work on it, or copies it: a header of before with key slots of afterwards would
+                be opened by neither key.
         """
         pool, volume = self._pools.find(shown)
         with self._locks.hold(volume, patience_s):
+            if self._copies.is_read(volume):
+                raise Busy(f"volume {shown} is being copied; try again when that is done")
             record = pool.store.load(volume)
             encryption = _encryption(record)
             with self._keys.get(record, encryption, Action.ROTATE, given) as new:

@@ -93,7 +93,7 @@ class Rig:
         self.snapshots = Snapshots(self.host, self.pools, executor, locks, self.sweeper, self.copies)
         self.groups = Groups(self.host, self.pools, executor, locks, self.sweeper, self.copies)
         keys = Keys(self.host, KEYS)
-        self.rotator = Rotator(self.host, self.pools, executor, locks, keys)
+        self.rotator = Rotator(self.host, self.pools, executor, locks, keys, self.copies)
         layers = Layers(self.host, executor, keys, self.rotator)
         self.sizes = Sizes(self.host, self.pools, executor, locks, layers)
         self.publisher = Publisher(self.host, self.pools, executor, locks, self.copies, layers, self.max_volumes)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from csi_local.engine.keys import NONE_GIVEN
-from csi_local.model.errors import FailedPrecondition, InvalidArgument, Unauthenticated
+from csi_local.model.errors import Busy, FailedPrecondition, InvalidArgument, Unauthenticated
 from csi_local.model.secret import Secret
 from csi_local.model.snapshot import SnapshotRequest
 from csi_local.model.volume import VolumeId
@@ -193,6 +193,23 @@ def test_as_whoever_has_the_keys_says(rig: Rig) -> None:
         rig.rotator.settle("data", key(NEW, previous=OLD), PATIENCE_S)
         assert keys_of(rig) == both(NEW)
     rig.rotator.settle("data", key(NEW), PATIENCE_S)
+
+
+def test_not_while_it_is_copied() -> None:
+    rig = Rig("loops=image:/pools/loops.img,size=4Gi,fs=ext4")
+    rig.start()
+    create(rig)
+    rig.publisher.unstage("data", stage(rig, given=key()), PATIENCE_S)
+    rig.in_background = True
+    wanted = SnapshotRequest(name="daily", source="data")
+    assert not rig.snapshots.create(wanted, PATIENCE_S).ready
+    with pytest.raises(Busy, match="is being copied"):
+        rig.rotator.settle("data", key(NEW, previous=OLD), PATIENCE_S)
+    assert keys_of(rig) == both(OLD)
+    rig.spawned.pop()()
+    assert rig.snapshots.create(wanted, PATIENCE_S).ready
+    rig.rotator.settle("data", key(NEW, previous=OLD), PATIENCE_S)
+    assert keys_of(rig) == both(NEW)
 
 
 def test_a_volume_that_is_not_encrypted(rig: Rig) -> None:
