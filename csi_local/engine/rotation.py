@@ -1,6 +1,7 @@
 """Giving an encrypted volume another key, while it is used or not; at every instant a key opens it."""
 
 import logging
+from contextlib import suppress
 
 from csi_local.engine.copies import Copies
 from csi_local.engine.execute import Executor
@@ -76,8 +77,8 @@ class Rotator:
                 with self._keys.previous(record, encryption, given, ask=True) or Secret(b"") as old:
                     if old and old.reveal() != new.reveal():
                         self._replace(pool, record, encryption, old, new)
-                    elif not self._host.opens(pool.layout.image(volume), new):
-                        raise Unauthenticated(f"volume {shown}: that is not its key, and nobody has the one before it")
+                    else:
+                        self._check_done(pool, record, new)
 
     def catch_up(self, pool: Pool, record: VolumeRecord, encryption: Encryption, new: Secret, given: GivenKeys) -> None:
         """Where the key before it is at hand and opens a volume, or what is to be its header one day, let *new* do so.
@@ -101,6 +102,22 @@ class Rotator:
             return there and (self._host.opens(copy, old) or not self._host.opens(copy, new))
         except CommandFailed:  # it was overwritten, and not written again
             return True
+
+    def _check_done(self, pool: Pool, record: VolumeRecord, new: Secret) -> None:
+        """See that a volume has a key, and that no rotation to it was cut short: the copy of the header comes last.
+
+        Raises:
+            Unauthenticated: it needs the key before it as well.
+        """
+        if not self._host.opens(pool.layout.image(record.id), new):
+            raise Unauthenticated(f"volume {record.id}: that is not its key, and nobody has the one before it")
+        copy = pool.layout.header_copy(record.id)
+        with suppress(CommandFailed):  # it was overwritten: that comes after the old key's end
+            if self._host.stat(copy) is not None and not self._host.opens(copy, new):
+                raise Unauthenticated(
+                    f"volume {record.id}: an earlier change of its key was cut short, so that the key before it still"
+                    " opens it, and nobody has that one: give both once more"
+                )
 
     def _replace(self, pool: Pool, record: VolumeRecord, encryption: Encryption, old: Secret, new: Secret) -> None:
         image = pool.layout.image(record.id)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from csi_local.engine.keys import NONE_GIVEN
-from csi_local.model.errors import Busy, FailedPrecondition, InvalidArgument, Unauthenticated
+from csi_local.model.errors import Busy, FailedPrecondition, InvalidArgument, SyscallFailed, Unauthenticated
 from csi_local.model.secret import Secret
 from csi_local.model.snapshot import SnapshotRequest
 from csi_local.model.volume import VolumeId
@@ -193,6 +193,20 @@ def test_as_whoever_has_the_keys_says(rig: Rig) -> None:
         rig.rotator.settle("data", key(NEW, previous=OLD), PATIENCE_S)
         assert keys_of(rig) == both(NEW)
     rig.rotator.settle("data", key(NEW), PATIENCE_S)
+
+
+def test_half_a_rotation_is_not_told_to_be_whole(rig: Rig) -> None:
+    """Whoever takes the old key out of the Secret too early would never hear that it still opens the volume."""
+    create(rig)
+    stage(rig, given=key())
+    rig.host.fail("remove_key", errno.EIO)
+    with pytest.raises(SyscallFailed):
+        rig.rotator.settle("data", key(NEW, previous=OLD), PATIENCE_S)
+    with pytest.raises(Unauthenticated, match="cut short, so that the key before it still opens it"):
+        rig.rotator.settle("data", key(NEW), PATIENCE_S)
+    rig.rotator.settle("data", key(NEW, previous=OLD), PATIENCE_S)
+    rig.rotator.settle("data", key(NEW), PATIENCE_S)
+    assert keys_of(rig) == both(NEW)
 
 
 def test_not_while_it_is_copied() -> None:
