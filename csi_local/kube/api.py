@@ -385,8 +385,10 @@ def _error(status: int, content: bytes, told: Mapping[str, Any] | None = None) -
     told = told if isinstance(told, dict) else {}
     message = str(told.get("message") or f"HTTP {status}")
     match status:
-        case http.client.NOT_FOUND:
+        case http.client.NOT_FOUND if told.get("reason") == "NotFound":
             return NotFound(message)
+        case http.client.NOT_FOUND:  # also what another server says, or one that has lost a CustomResourceDefinition
+            return Unavailable("the Kubernetes API answers 404, and not of the object: it does not know such objects")
         case http.client.CONFLICT:
             return AlreadyExists(message) if told.get("reason") == "AlreadyExists" else Conflict(message)
         case http.client.GONE:

@@ -131,7 +131,7 @@ class TestApi:
         server.refuse("POST", 422)
         with pytest.raises(InvalidArgument):
             api.create(THINGS, thing("b"))
-        for status in (403, 500, 503):
+        for status in (403, 404, 500, 503):  # a 404 that says no reason is not of the object, but of its collection
             server.refuse("GET", status)
             with pytest.raises(Unavailable, match=str(status)):
                 api.get(THINGS, "a")

@@ -616,6 +616,18 @@ class TestDelete:
         assert metadata["finalizers"] == [resources.FINALIZER]
         assert "deletionTimestamp" not in metadata
 
+    def test_an_api_that_does_not_know_volumes_has_removed_none(self, cluster: Cluster) -> None:
+        """Their CustomResourceDefinition is deleted and made anew, say; the data would stay on the disk for ever."""
+        node, controller = cluster.node("a"), cluster.controller()
+        cluster.usable(controller, "a")
+        controller.create(request("data"), PATIENCE_S)
+        cluster.server.refuse("PATCH", 404)
+        with pytest.raises(Unavailable, match="does not know"):
+            controller.delete("data", PATIENCE_S)
+        assert list(node.volumes) == ["data"]
+        controller.delete("data", PATIENCE_S)
+        assert not node.volumes
+
     def test_whether_it_has_left_is_not_said(self, cluster: Cluster) -> None:
         node, controller = cluster.node("a"), cluster.controller(NoNodes(cluster.server.credentials))
         controller.create(request(), PATIENCE_S)
