@@ -342,12 +342,14 @@ def _object(value: Any) -> Object:  # noqa: ANN401 (JSON)
 
 
 def _pause(retry_after: str) -> float:
-    """Seconds until one may ask again; a date (RFC 9110, 10.2.3), which our clock may not know, is as good as none."""
+    """Seconds until one may ask again, some even where "now" is said.
+
+    A date (RFC 9110, 10.2.3), which our clock may not know, is as good as none.
+    """
     try:
-        seconds = float(retry_after)
+        return max(_RETRY_S, float(retry_after))
     except ValueError:
         return _RETRY_S
-    return seconds if seconds >= 0 else _RETRY_S
 
 
 def _context(credentials: Credentials) -> ssl.SSLContext:

@@ -255,8 +255,8 @@ class Cache:
             version = _version(found)
             if kind != "BOOKMARK":
                 self._take(self._key(found), None if kind == "DELETED" else self._keep(found), version)
-            self._version = str(max(version, int(self._version)))
-            self._fruitless, self._failures = 0, 0
+            if version > int(self._version):  # else it brings nothing, and may be all that this server ever says
+                self._version, self._fruitless, self._failures = str(version), 0, 0
             self._tell_again()
             if self._stopping.is_set():
                 return

@@ -93,6 +93,16 @@ def saying(words: bytes) -> Iterator[Credentials]:
         one.close()
 
 
+class SaysTheSame(Api):
+    """Each watch has one bookmark, of where it began, and ends."""
+
+    watches = 0
+
+    def watch(self, collection: str, since: str, **_: Any) -> Iterator[tuple[str, dict[str, Any]]]:  # noqa: ANN401, ARG002
+        self.watches += 1
+        yield "BOOKMARK", {"metadata": {"resourceVersion": since}}
+
+
 def watched(kind: str, **found: object) -> bytes:
     """A line of a watch."""
     return json.dumps({"type": kind, "object": found}).encode() + b"\n"
@@ -137,9 +147,11 @@ class TestApi:
                 api.get(THINGS, "a")
 
     def test_throttled_requests_are_sent_again(self, api: Api, server: Kubernetes) -> None:
-        server.refuse("POST", 429, **{"Retry-After": "0.01"})
-        server.refuse("POST", 429, **{"Retry-After": "0.01"})
+        for pause in ("1e-9", "-1", "", "0", "0", "0"):
+            server.refuse("POST", 429, **{"Retry-After": pause})
+        began = time.monotonic()
         assert api.create(THINGS, thing("a"))["spec"] == {"size": 1}
+        assert time.monotonic() - began >= 0.6, "not at once, whatever the server says: others wait as well"
 
     def test_a_date_to_try_again_at(self, api: Api, server: Kubernetes) -> None:
         server.refuse("POST", 429, **{"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"})
@@ -350,6 +362,15 @@ class TestCache:
         assert not cache.check_alive()
         assert len([one for one in caplog.records if one.levelno >= logging.WARNING]) <= 1
         assert len([path for _, path in server.requests if path.startswith(f"{THINGS}?limit=500")]) > 1, "not listed"
+
+    def test_watches_that_bring_nothing_new_are_not_begun_again_at_once(self, server: Kubernetes) -> None:
+        api = SaysTheSame(server.credentials)
+        cache = Cache(api, THINGS)
+        began = time.monotonic()
+        cache.start()
+        soon(lambda: api.watches >= 5)
+        assert time.monotonic() - began > 0.3
+        end(cache, api)
 
     def test_a_listener_that_fails_keeps_it_from_nobody_and_is_told_again(
         self, cache: Cache, server: Kubernetes, caplog: pytest.LogCaptureFixture
