@@ -101,7 +101,7 @@ class Nodes:
             return
         renewed = now["spec"].get("renewTime")
         if before is None:
-            age = self._clock() - datetime.fromisoformat(renewed).timestamp() if renewed else LEASE_S
+            age = max(0.0, self._clock() - datetime.fromisoformat(renewed).timestamp()) if renewed else LEASE_S
             self._renewed[name] = self._monotonic() - age if age < LEASE_S else None
         elif before["spec"].get("renewTime") != renewed:
             self._renewed[name] = self._monotonic()

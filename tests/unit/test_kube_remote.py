@@ -427,6 +427,17 @@ class TestCreate:
         node.renew(time.time() - LATER_S + 1)  # its clock is slow, and it is there
         cluster.soon(lambda: controller.nodes.alive("a"))
 
+    def test_a_lease_of_a_clock_that_is_fast(self, cluster: Cluster) -> None:
+        """Else a node that is gone would be asked until that time has come."""
+        node = cluster.node("a")
+        node.awake.clear()
+        node.renew(time.time() + 3600)
+        controller = cluster.controller()
+        assert controller.nodes.alive("a")
+        cluster.ahead = LATER_S
+        with pytest.raises(ResourceExhausted, match="lease is old"):
+            controller.create(request(), SHORT_S)
+
     def test_two_controllers(self, cluster: Cluster) -> None:
         cluster.node("a")
         cluster.node("b")
