@@ -120,11 +120,10 @@ class Desired:
         """
         wanted = {**spec, "attempt": found["spec"].get("attempt", 0) + 1}
         before = found["metadata"]
-        metadata: Object = {"resourceVersion": before["resourceVersion"]}
-        if "nodeName" in spec:
-            metadata["labels"] = {NODE_LABEL: spec["nodeName"]}
-            if not before.get("finalizers") and "deletionTimestamp" not in before:  # somebody was about to forget it
-                metadata["finalizers"] = [FINALIZER]
+        node = spec.get("nodeName", node_of(found))
+        metadata: Object = {"resourceVersion": before["resourceVersion"], "labels": {NODE_LABEL: node}}
+        if "nodeName" in spec and not before.get("finalizers") and "deletionTimestamp" not in before:
+            metadata["finalizers"] = [FINALIZER]  # somebody was about to forget it
         try:
             changed = self._api.patch(self._collection, name_of(found), {"metadata": metadata, "spec": wanted})
         except (Conflict, NotFound):
@@ -142,6 +141,8 @@ class Desired:
         """
         node, what = node_of(found), f"{self._noun} {name_of(found)}"
         self.nodes.check_alive(node, what)
+        if found["metadata"].get("labels", {}).get(NODE_LABEL) != node:  # somebody took it off: the node cannot see it
+            self.write(found, {})
         if not self._cache.wait(name_of(found), ended, until - self._clock()):
             raise Busy(f"node {node} is still at work on {what}; try again")
 

@@ -627,6 +627,23 @@ class TestDelete:
         assert metadata["finalizers"] == [resources.FINALIZER]
         assert "deletionTimestamp" not in metadata
 
+    @pytest.mark.parametrize("asked_before", [False, True])
+    def test_a_resource_whose_label_was_taken_off(self, cluster: Cluster, *, asked_before: bool) -> None:
+        """Its node watches those with its label alone."""
+        node, controller = cluster.node("a"), cluster.controller()
+        cluster.usable(controller, "a")
+        controller.create(request("data"), PATIENCE_S)
+        node.awake.clear()
+        if asked_before:
+            with pytest.raises(Busy):
+                controller.delete("data", 0)
+        cluster.server.patch(resources.VOLUMES, "data", {"metadata": {"labels": {resources.NODE_LABEL: None}}})
+        cluster.soon(lambda: not node._cache.items() and not controller.volumes.items()[0]["metadata"]["labels"])
+        node.awake.set()
+        controller.delete("data", PATIENCE_S)
+        assert not node.volumes
+        assert not cluster.volumes()
+
     def test_an_api_that_does_not_know_volumes_has_removed_none(self, cluster: Cluster) -> None:
         """Their CustomResourceDefinition is deleted and made anew, say; the data would stay on the disk for ever."""
         node, controller = cluster.node("a"), cluster.controller()
