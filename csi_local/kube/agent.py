@@ -149,8 +149,10 @@ class Agent(Generic[V]):
         self._strays.discard(name)
         absent, answered = resources.wanted_absent(wanted), resources.answered(wanted)
         with self._again.taken(name) as again, self._suspects.taken(name) as suspect:
-            if absent and (again or not answered):
+            if absent and not answered:
                 return self._remove(name, wanted)
+            if absent and again:
+                return self._remove_after_all(name)
             if answered and (absent or not self._kind.pending(wanted)):
                 return self._check(name, wanted) if suspect else True
             return self._provide(name, wanted)
@@ -210,6 +212,12 @@ class Agent(Generic[V]):
         self._told(operation, "OK", time.perf_counter() - began)
         self._changed()
         return True
+
+    def _remove_after_all(self, name: str) -> bool:
+        """Remove what could not be removed when it was to go, unless it is to stay by now: the watch may be late."""
+        now = self._api.get(self._kind.collection, name)
+        self.cache.observe(now)
+        return self._remove(name, now) if resources.wanted_absent(now) else True
 
     def _failure(self, operation: str, name: str, wanted: Object, error: Exception) -> tuple[Object, str]:
         if not isinstance(error, DriverError):

@@ -150,6 +150,25 @@ def test_a_volume_in_use_stays(scene: Scene) -> None:
     scene.wait_gone(name)
 
 
+def test_a_volume_that_is_to_stay_after_all_stays_though_the_watch_is_late(scene: Scene) -> None:
+    scene.start()
+    name = scene.want("data", 16 * MIB)
+    scene.answer(name)
+    scene.rig.host.make_dirs("/kubelet/staging")
+    scene.rig.publisher.stage("data", "/kubelet/staging", capability(), PATIENCE_S)
+    scene.change(name, state="Absent")
+    assert scene.answer(name)["error"]["code"] == "FAILED_PRECONDITION"
+    scene.wait_known()
+    cache = scene.agents[0].cache
+    cache.stop()
+    cache._thread.join()
+    scene.change(name, state="Present")
+    scene.rig.publisher.unstage("data", "/kubelet/staging", PATIENCE_S)
+    scene.survey().look()
+    assert scene.answer(name)["phase"] == "Ready"
+    assert scene.rig.volumes.get("data").record
+
+
 def test_a_look_whose_work_the_api_did_not_take_is_followed_up(scene: Scene) -> None:
     scene.start()
     for name in ("used", "hurt"):
