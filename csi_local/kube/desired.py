@@ -90,9 +90,10 @@ class Desired:
         """A resource as far as the cache knows."""
         return self._cache.get(name)
 
-    def find(self, name: str) -> Object | None:
-        """A resource; where the cache has none, the API is asked: another controller may have just made it."""
-        return self._cache.get(name) or self.read(name)
+    def find(self, name: str, so: Callable[[Object], bool] = bool) -> Object | None:
+        """A resource; where the cache has none that is *so*, the API is asked: another controller may know by now."""
+        found = self._cache.get(name)
+        return found if found is not None and so(found) else self.read(name)
 
     def read(self, name: str) -> Object | None:
         """A resource as the API has it now."""

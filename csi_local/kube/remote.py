@@ -56,7 +56,7 @@ def node_that_has(volumes: Desired, shown: str) -> str:
         Unavailable: its node is not there.
     """
     volume = known_id(shown)
-    found = volumes.find(resource_name(volume)) if volume is not None else None
+    found = volumes.find(resource_name(volume), made) if volume is not None else None
     if found is None or not made(found):
         raise NotFound(f"there is no volume {shown!r}")
     volumes.nodes.check_alive(node_of(found), f"volume {shown}")
@@ -114,7 +114,7 @@ class Remote:
         if source.kind is SourceKind.SNAPSHOT:
             return self._snapshot(source.id)
         volume = known_id(source.id)
-        found = self.volumes.find(resource_name(volume)) if volume is not None else None
+        found = self.volumes.find(resource_name(volume), made) if volume is not None else None
         return Origin(node=node_of(found), like=volume_view(found).record) if found and made(found) else None
 
     # --- delete
@@ -162,7 +162,7 @@ class Remote:
 
     def _known(self, shown: str) -> Object:
         volume = known_id(shown)
-        found = self.volumes.find(resource_name(volume)) if volume is not None else None
+        found = self.volumes.find(resource_name(volume), made) if volume is not None else None
         if found is None or not made(found):
             raise NotFound(f"there is no volume {shown!r}")
         return found

@@ -86,4 +86,4 @@ class RemoteGroups:
 
     def _find(self, shown: str) -> Object | None:
         group = known_id(shown)
-        return self._groups.find(resource_name(group)) if group is not None else None
+        return self._groups.find(resource_name(group), made) if group is not None else None

@@ -93,7 +93,7 @@ class RemoteSnapshots:
         if (member := self._members().get(shown)) is not None:
             return member
         snapshot = known_id(shown)
-        found = self._snapshots.find(resource_name(snapshot)) if snapshot is not None else None
+        found = self._snapshots.find(resource_name(snapshot), made) if snapshot is not None else None
         return (node_of(found), snapshot_view(found)) if found is not None and made(found) else None
 
     def _members(self) -> dict[str, tuple[str, SnapshotView]]:

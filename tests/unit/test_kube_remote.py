@@ -18,7 +18,7 @@ from csi_local.kube.api import Api
 from csi_local.kube.cache import Cache
 from csi_local.kube.desired import Desired, gone_or_refused
 from csi_local.kube.nodes import Nodes, in_cluster
-from csi_local.kube.remote import Remote
+from csi_local.kube.remote import Remote, node_that_has
 from csi_local.kube.volume_resource import adopted_volume, capacity_range, new_volume
 from csi_local.kube.waiting import SELECTED_NODE, awaited
 from csi_local.model.accessibility import ANYWHERE, Accessibility
@@ -671,6 +671,21 @@ class TestDelete:
             one.create(request(f"v{number}"), PATIENCE_S)
             other.delete(f"v{number}", PATIENCE_S)
         assert not node.volumes
+
+    def test_made_since_another_controller_heard_of_it(self, cluster: Cluster) -> None:
+        """Each sidecar has a leader of its own, and so asks the controller beside that."""
+        node, one, other = cluster.node("a"), cluster.controller(), cluster.controller()
+        node.awake.clear()
+        with pytest.raises(Busy):
+            one.create(request("data"), SHORT_S)
+        cluster.soon(lambda: other.volumes.known("data"))
+        cache = other.volumes._cache
+        cache.stop()
+        cache._thread.join()
+        node.awake.set()
+        one.create(request("data"), PATIENCE_S)
+        assert other.get("data").node == "a"
+        assert node_that_has(other.volumes, "data") == "a"
 
 
 class TestExpand:
