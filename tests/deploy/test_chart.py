@@ -279,7 +279,14 @@ def _misplaced() -> Iterator[tuple[str, str]]:
         yield f"runDir={place}", "runDir"
     path, image = '{"name": "%s", "path": "%s"}', '{"name": "%s", "image": "%s", "size": "1Gi"}'
     system = "which is no place for data"
-    for place in ("/etc/pool", "/var/lib/kubelet/pools", "/run/csi-local/x", "/usr//local/x", "/dev/x"):
+    for place in (
+        "/etc/pool",
+        "/var/lib/kubelet/pools",
+        "/run/csi-local/x",
+        "/usr//local/x",
+        "/dev/x",
+        "/opt/csi-local/x",
+    ):
         yield _group(path % ("a", place)), system
         yield _group(image % ("a", f"{place}.img")), system
     more = "holds more than the pool"
@@ -297,6 +304,9 @@ def _misplaced() -> Iterator[tuple[str, str]]:
         "another pool has the device",
     )
     yield _group(path % ("a", "/srv/a"), path % ("a", "/srv/b")), "two pools have that name"
+    seen = 'nodeGroups=[{"name": "", "pools": [{"name": "a", "path": "/srv/a"}], "directories": ["%s"]}]'
+    for place in ("/opt", "/etc", "/usr/local/bin", "/tmp", "/run"):
+        yield seen % place, "which it would hide"
     one = '{"name": "%s", "pools": [{"name": "a", "path": "/srv/a"}]}'
     yield f"nodeGroups=[{one % 'x'}, {one % 'x'}]", 'two nodeGroups have the name "x"'
     yield f"nodeGroups=[{one % ''}, {one % 'default'}]", "two nodeGroups"

@@ -60,6 +60,13 @@ app.kubernetes.io/component: node
   {{- if has $group $groups }}{{ fail (printf "two nodeGroups have the name %q (default is that of the one without): their DaemonSets would fight for the same pods" $group) }}{{ end }}
   {{- $groups = append $groups $group }}
   {{- include "csi-local.pools.check" (dict "root" $ "group" $group "pools" .pools) }}
+  {{- range $directory := .directories }}
+    {{- range list "/bin" "/etc/csi-local" "/lib" "/lib64" "/opt/csi-local" "/proc" "/run/cryptsetup" "/sbin" "/sys" "/tmp" "/usr/bin" "/usr/lib" "/usr/local/bin" "/usr/local/lib" "/usr/sbin" }}
+      {{- if include "csi-local.within" (dict "path" . "in" $directory) }}
+        {{- fail (printf "nodeGroups %q, directory %s: the pod has its own %s, which it would hide; put what the driver must see into a directory of its own, for example /srv/csi-local" $group $directory .) }}
+      {{- end }}
+    {{- end }}
+  {{- end }}
 {{- end }}
 {{- end }}
 
@@ -67,7 +74,7 @@ app.kubernetes.io/component: node
 {{- define "csi-local.pools.check" -}}
 {{- $kubelet := clean .root.Values.kubeletDir }}
 {{- $run := clean .root.Values.runDir }}
-{{- $system := list "/bin" "/boot" "/dev" "/etc" "/lib" "/lib32" "/lib64" "/libx32" "/proc" "/run" "/sbin" "/sys" "/tmp" "/usr" $kubelet $run }}
+{{- $system := list "/bin" "/boot" "/dev" "/etc" "/lib" "/lib32" "/lib64" "/libx32" "/opt/csi-local" "/proc" "/run" "/sbin" "/sys" "/tmp" "/usr" $kubelet $run }}
 {{- $tops := list "/" "/home" "/opt" "/root" "/var" "/var/lib" "/var/log" "/var/tmp" }}
 {{- $names := list }}
 {{- $devices := list }}
