@@ -42,6 +42,8 @@ _MAX_MESSAGE = 2000
 MAX_STRING, MAX_MAP, MAX_PATH = 128, 4096, 4095
 """Bytes (CSI specification, "Size Limits"; paths as long as the system allows)."""
 _PATHS = frozenset({"staging_target_path", "target_path", "volume_path"})
+_WHOLE = frozenset({"mount_flags"})
+"""Lists that have a limit as a whole, a map's; of every other each item has a string's, however many there are."""
 _QUIET = frozenset({"Probe", "GetPluginInfo", "GetPluginCapabilities", "NodeGetVolumeStats", "GetCapacity"})
 
 
@@ -154,10 +156,11 @@ def check_limits(message: Message) -> None:
 
 
 def _check_string(name: str, value: str | Iterable[str]) -> None:
-    if isinstance(value, str):
-        _check_size(name, (value,), MAX_PATH if name in _PATHS else MAX_STRING)
-    else:
+    if name in _WHOLE:
         _check_size(name, value, MAX_MAP)
+        return
+    for text in (value,) if isinstance(value, str) else value:
+        _check_size(name, (text,), MAX_PATH if name in _PATHS else MAX_STRING)
 
 
 def _check_size(name: str, texts: Iterable[str], limit: int) -> None:

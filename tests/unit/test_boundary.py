@@ -14,6 +14,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from csi_local._proto import csi_pb2
 from csi_local.model import errors
+from csi_local.model.snapshot import snapshot_id
 from csi_local.rpc import boundary, translate
 from csi_local.rpc.boundary import Undecodable, check_limits, code_of, decoder, guarded, patience, secret_fields
 
@@ -260,6 +261,7 @@ class TestLimits:
                 ]
             ),
             csi_pb2.GetCapacityRequest(accessible_topology=csi_pb2.Topology(segments={"a": "x" * 4096})),
+            csi_pb2.CreateVolumeGroupSnapshotRequest(source_volume_ids=["a", "x" * 129]),
         ],
         ids=lambda message: type(message).__name__,
     )
@@ -275,6 +277,8 @@ class TestLimits:
             csi_pb2.NodeStageVolumeRequest(staging_target_path="/" * 4095, volume_id="ü" * 64),
             csi_pb2.NodePublishVolumeRequest(target_path="/" + "x" * 1000),
             csi_pb2.NodeGetVolumeStatsRequest(volume_path="/" + "x" * 1000),
+            csi_pb2.CreateVolumeGroupSnapshotRequest(source_volume_ids=["x" * 128] * 256),
+            csi_pb2.DeleteVolumeGroupSnapshotRequest(snapshot_ids=[snapshot_id(f"g/{n}") for n in range(256)]),
         ],
         ids=lambda message: type(message).__name__,
     )
