@@ -60,13 +60,9 @@ class Api:
 
         A server is given up that says nothing for *silence_s* seconds when it should.
         """
-        parts = urlsplit(credentials.server)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InvalidArgument(f"the API server's address {credentials.server!r} is not https://host:port")
+        scheme, self._host, self._port, self._prefix = _address(credentials.server)
         self._credentials = credentials
-        self._host, self._port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
-        self._prefix = parts.path.rstrip("/")
-        self._tls = _context(credentials) if parts.scheme == "https" else None
+        self._tls = _context(credentials) if scheme == "https" else None
         self._slots = threading.BoundedSemaphore(connections)
         self._idle: deque[http.client.HTTPConnection] = deque()
         self._watched: set[socket.socket] = set()
@@ -234,6 +230,8 @@ class Api:
         if path and time.monotonic() >= self._token_until:
             self._token = Path(path).read_text(encoding="ascii").strip()
             self._token_until = time.monotonic() + _TOKEN_S
+        if not self._token.isprintable():
+            raise ValueError("the token holds what no header can")  # none of it: http.client would quote it all
         return self._token
 
     @contextmanager
@@ -271,6 +269,20 @@ class Api:
             with suppress(OSError, ssl.SSLError):
                 self._tls = _context(self._credentials)  # the authority may have been replaced
         return Unavailable(f"the Kubernetes API at {self._credentials.server} does not answer: {error}")
+
+
+def _address(server: str) -> tuple[str, str, int, str]:
+    """Scheme, host, port and path of an API server.
+
+    Raises:
+        InvalidArgument: it is no such address.
+    """
+    with suppress(ValueError):  # no port, or brackets around nothing
+        parts = urlsplit(server)
+        if parts.scheme in ("http", "https") and parts.hostname:
+            port = parts.port or (443 if parts.scheme == "https" else 80)
+            return parts.scheme, parts.hostname, port, parts.path.rstrip("/")
+    raise InvalidArgument(f"the API server's address {server!r} is not https://host:port")
 
 
 class _Plain(http.client.HTTPConnection):

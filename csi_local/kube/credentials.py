@@ -70,7 +70,7 @@ def from_kubeconfig(content: object, folder: str) -> Credentials:
         server=str(cluster.get("server", "")).rstrip("/"),
         ca=_decoded(cluster, "certificate-authority-data"),
         ca_file=_path(cluster, "certificate-authority", folder),
-        token=str(user.get("token", "")),
+        token=str(user.get("token", "")).strip(),
         token_file=_path(user, "tokenFile", folder),
         cert=_decoded(user, "client-certificate-data"),
         key=_decoded(user, "client-key-data"),

@@ -231,6 +231,28 @@ class TestApi:
         assert api.get(THINGS, "a")["spec"] == {"size": 1}
         api.close()
 
+    @pytest.mark.parametrize("token", ["hunter2\nhunter2", "hunter2\x00"])
+    def test_what_is_no_token_is_not_told(self, server: Kubernetes, tmp_path: Any, token: str) -> None:  # noqa: ANN401
+        file = tmp_path / "token"
+        file.write_text(token)
+        address = server.credentials.server
+        for credentials in (
+            Credentials(server=address, token=token),
+            Credentials(server=address, token_file=str(file)),
+        ):
+            api = Api(credentials)
+            with pytest.raises(Unavailable, match="no header can") as refused:
+                api.get(THINGS, "a")
+            assert "hunter2" not in str(refused.value)
+            api.close()
+
+    @pytest.mark.parametrize(
+        "address", ["", "api:6443", "ftp://api", "https://", "https://api:99999", "https://api:x", "https://[api:6443"]
+    )
+    def test_what_is_no_address_is_refused(self, address: str) -> None:
+        with pytest.raises(InvalidArgument, match="https://host:port"):
+            Api(Credentials(server=address))
+
     def test_lists_come_in_pages(self, api: Api, server: Kubernetes) -> None:
         for number in range(1001):
             server.create(THINGS, thing(f"t{number:04}", even="yes" if number % 2 else "no"))

@@ -353,7 +353,7 @@ class TestCredentials:
         }
 
     def test_kubeconfig(self) -> None:
-        found = from_kubeconfig(self.kubeconfig(**{"token": "t", "client-key-data": "a2V5"}), "/etc/kube")
+        found = from_kubeconfig(self.kubeconfig(**{"token": "t\n", "client-key-data": "a2V5"}), "/etc/kube")
         assert (found.server, found.ca_file, found.token) == ("https://api:6443", "/etc/kube/ca.crt", "t")
         assert found.key == "key"
 
