@@ -81,17 +81,26 @@ class OneCpu:
             _gather(ALL)
 
     def _run(self) -> None:
-        before, own_before = busy(), _own()
+        before, own_before = _seen(), _own()
         while not self._stopping.wait(_LOOK_EVERY_S):
-            after, own = busy(), _own()
+            after, own = _seen(), _own()
             (now,) = _chosen
             others = {number: after[number] - before[number] for number in ALL & before.keys() & after.keys()}
             if now in others:
                 others[now] -= own - own_before
                 shares = {number: max(0.0, seconds) / _LOOK_EVERY_S for number, seconds in others.items()}
                 if (best := better(now, shares)) != now:
-                    _gather({best})
+                    with suppress(OSError):
+                        _gather({best})
             before, own_before = after, own
+
+
+def _seen() -> Mapping[int, float]:
+    """The same as :func:`busy`; nothing while the process may open no more files."""
+    try:
+        return busy()
+    except OSError:
+        return {}
 
 
 def _own() -> float:
@@ -103,6 +112,7 @@ def _own() -> float:
 def _gather(where: Collection[int]) -> None:
     """Bring all threads of this process there."""
     global _chosen  # noqa: PLW0603 (a property of the process)
+    threads = os.listdir(_TASKS)  # it may fail; then all stay where they are
     _chosen = frozenset(where)
-    for thread in os.listdir(_TASKS):
+    for thread in threads:
         _move(int(thread), _chosen)

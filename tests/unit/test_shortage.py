@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import threading
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
-from csi_local.host import crypt, filesystems, loop
+from csi_local.host import cpus, crypt, filesystems, loop
 from csi_local.host.linux import LinuxHost
 from csi_local.model.errors import SyscallFailed
 from csi_local.model.observed import LoopDevice
@@ -64,3 +65,29 @@ def test_what_is_gone_is_gone() -> None:
     assert loop._open("/dev/none", os.O_RDONLY) is None
     assert crypt._mapped("none") is None
     assert list(crypt.mapped_over(os.makedev(240, 0))) == []
+
+
+class Rounds(threading.Event):
+    """A wait for the end that comes after three rounds, without a pause."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left = 3
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """See ``threading.Event.wait``."""
+        del timeout
+        self.left -= 1
+        return self.left < 0
+
+
+def test_who_looks_for_a_better_processor_outlives_it() -> None:
+    one = cpus.OneCpu()
+    one._stopping = rounds = Rounds()
+    cpus._gather({min(cpus.ALL)})
+    try:
+        with no_more_files():
+            one._run()
+    finally:
+        cpus._gather(cpus.ALL)
+    assert rounds.left < 0
