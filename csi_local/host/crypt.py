@@ -16,8 +16,8 @@ from contextlib import suppress
 from csi_local.host import loop
 from csi_local.host.headers import METADATA
 from csi_local.host.run import find, run
-from csi_local.host.syscalls import SHORTAGE, failing_as, ioctl, opened
-from csi_local.model.errors import CommandFailed, SyscallFailed
+from csi_local.host.syscalls import failing_as, ioctl, opened
+from csi_local.model.errors import SHORTAGE, CommandFailed, SyscallFailed
 from csi_local.model.observed import MappedDevice
 from csi_local.model.quantity import KIB, Bytes
 from csi_local.model.secret import Secret

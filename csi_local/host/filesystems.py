@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from csi_local.host import quota
 from csi_local.host.run import run
-from csi_local.host.syscalls import SHORTAGE, failing_as, ioctl, opened
-from csi_local.model.errors import Busy, CommandFailed, FailedPrecondition, SyscallFailed
+from csi_local.host.syscalls import failing_as, ioctl, opened
+from csi_local.model.errors import SHORTAGE, Busy, CommandFailed, FailedPrecondition, SyscallFailed
 from csi_local.model.observed import Signature
 from csi_local.model.quantity import Bytes
 from csi_local.model.volume import Filesystem

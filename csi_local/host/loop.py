@@ -18,8 +18,8 @@ from contextlib import contextmanager, suppress
 from itertools import pairwise
 
 from csi_local.host import quota
-from csi_local.host.syscalls import SHORTAGE, failing_as, fallocate, ioctl, opened, statx
-from csi_local.model.errors import SyscallFailed
+from csi_local.host.syscalls import failing_as, fallocate, ioctl, opened, statx
+from csi_local.model.errors import SHORTAGE, SyscallFailed
 from csi_local.model.observed import LoopDevice
 from csi_local.model.quantity import Bytes
 from csi_local.model.volume import KEY_SLOTS

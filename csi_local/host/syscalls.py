@@ -42,10 +42,6 @@ _KINDS = {
 }
 
 
-SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-"""What says nothing of the thing that was asked about: who takes it for "it is not there" lets go of what is in use."""
-
-
 def _check(result: int, what: str) -> int:
     if result < 0:
         raise SyscallFailed(what, ctypes.get_errno())

@@ -119,6 +119,9 @@ class CommandFailed(HostError):
         self.status = status
 
 
+SHORTAGE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What says nothing of the thing that was asked about: who takes it for "it is not there" lets go of what is in use."""
+
 _ERRNO_KINDS: dict[int, type[DriverError]] = {
     errno.ENOSPC: ResourceExhausted,
     errno.EDQUOT: ResourceExhausted,

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 
 from csi_local.host.api import Host
-from csi_local.model.errors import DamagedRecord, FailedPrecondition, NotFound, SyscallFailed, Unavailable
+from csi_local.model.errors import SHORTAGE, DamagedRecord, FailedPrecondition, NotFound, SyscallFailed, Unavailable
 from csi_local.model.pool import PoolKind
 from csi_local.model.volume import VolumeId, VolumeRecord, stored_id
 from csi_local.store.layout import LAYOUT_VERSION, Layout, is_leftover
@@ -60,6 +60,8 @@ class PoolStore:
         try:
             return decode(self._host.read_file(self.layout.record(volume)), volume)
         except SyscallFailed as error:
+            if error.errno in SHORTAGE:
+                raise
             if self._host.stat(self.layout.volume(volume)) is None:
                 raise NotFound(f"there is no volume {volume!r}") from None
             if self._host.stat(self.layout.record(volume)) is None:

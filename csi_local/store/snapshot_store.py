@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from csi_local.host.api import Host
-from csi_local.model.errors import DamagedRecord, NotFound, SyscallFailed
+from csi_local.model.errors import SHORTAGE, DamagedRecord, NotFound, SyscallFailed
 from csi_local.model.snapshot import GroupId, GroupRecord, SnapshotId, SnapshotRecord
 from csi_local.model.volume import known_id
 from csi_local.store.layout import GROUP_FILE, SNAPSHOT_FILE, Layout
@@ -58,6 +58,8 @@ class SnapshotStore:
         try:
             return self._host.read_file(f"{directory}/{name}")
         except SyscallFailed as error:
+            if error.errno in SHORTAGE:
+                raise
             if self._host.stat(directory) is None:
                 raise NotFound(f"there is no {what}") from None
             raise DamagedRecord(f"{what}: its record cannot be read: {error}") from error

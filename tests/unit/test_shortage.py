@@ -14,8 +14,11 @@ import pytest
 
 from csi_local.host import cpus, crypt, filesystems, loop
 from csi_local.host.linux import LinuxHost
-from csi_local.model.errors import SyscallFailed
+from csi_local.model.errors import SHORTAGE, SyscallFailed, Unavailable, kind_of
 from csi_local.model.observed import LoopDevice
+from csi_local.model.snapshot import GroupRequest
+from tests.unit.rig import PATIENCE_S
+from tests.unit.test_snapshots import XFS, Bench
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,3 +94,25 @@ def test_who_looks_for_a_better_processor_outlives_it() -> None:
     finally:
         cpus._gather(cpus.ALL)
     assert rounds.left < 0
+
+
+@pytest.mark.parametrize("number", SHORTAGE, ids=errno.errorcode.get)
+def test_a_record_that_cannot_be_opened_is_not_taken_for_damaged(number: int) -> None:
+    bench = Bench(XFS)
+    volume = bench.volume("data")
+    snapshot = bench.snapshot("daily", volume)
+    rig = bench.rig
+    group = rig.groups.create(GroupRequest(name="group", sources=(volume,)), PATIENCE_S)
+    asked: tuple[Callable[[], object], ...] = (
+        partial(bench.volume, "data"),
+        partial(rig.volumes.get, volume),
+        partial(rig.snapshots.get, snapshot.id),
+        partial(rig.groups.get, group.id),
+        partial(rig.volumes.delete, volume, PATIENCE_S),
+    )
+    for ask in asked:
+        rig.host.fail("read_file", number)
+        with pytest.raises(SyscallFailed) as failed:
+            ask()
+        assert kind_of(failed.value) is Unavailable
+        ask()
