@@ -11,7 +11,7 @@ from csi_local.engine.observe import Observer
 from csi_local.engine.pool import Pool
 from csi_local.engine.pools import Pools
 from csi_local.host.api import Host
-from csi_local.model.errors import FailedPrecondition, NotFound
+from csi_local.model.errors import FailedPrecondition, NotFound, OutOfRange
 from csi_local.model.observed import Stack
 from csi_local.model.operations import GrowMounted, Operation, RefreshLoops, ResizeEncrypted
 from csi_local.model.quantity import Bytes
@@ -73,6 +73,7 @@ class Sizes:
         Raises:
             Unauthenticated: it is encrypted, and the key *given* with the request is missing or wrong.
             NotFound: there is no such volume, or it is not at *path*.
+            OutOfRange: it is larger than the range allows.
             FailedPrecondition: its filesystem cannot grow as it is mounted on this node; it will when staged next.
         """
         pool, volume = self._pools.find(shown)
@@ -80,6 +81,8 @@ class Sizes:
             record = pool.store.load(volume)
             if capability is not None:
                 check_usable(record, capability)
+            if 0 < capacity.limit < max(capacity.required, record.size):
+                raise OutOfRange(f"volume {shown} has {record.size} bytes, and the range asked for does not allow them")
             if capacity.required > record.size:
                 raise FailedPrecondition(
                     f"volume {shown} has {record.size} bytes; ControllerExpandVolume has not made it"

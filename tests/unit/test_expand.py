@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from csi_local.model.errors import FailedPrecondition, SyscallFailed
+from csi_local.model.errors import FailedPrecondition, OutOfRange, SyscallFailed
 from csi_local.model.quantity import GIB
 from csi_local.model.volume import CapacityRange, MountAccess
 from tests.unit.rig import PATIENCE_S, Rig, capability
@@ -34,6 +34,17 @@ def grow(rig: Rig, path: str) -> None:
 
 def size_at(rig: Rig, path: str) -> int:
     return rig.host.walk(path, "test").mount.filesystem.grown
+
+
+@pytest.mark.parametrize("wanted", [CapacityRange(limit=GIB), CapacityRange(required=4 * GIB, limit=3 * GIB)], ids=str)
+def test_a_range_that_does_not_allow_the_size(rig: Rig, wanted: CapacityRange) -> None:
+    rig.publisher.stage("data", STAGING, capability(), PATIENCE_S)
+    rig.sizes.expand("data", LARGER, None, PATIENCE_S)
+    with pytest.raises(OutOfRange):
+        rig.sizes.expand_on_node("data", STAGING, wanted, None, PATIENCE_S)
+    assert size_at(rig, STAGING) == GIB
+    allowed = CapacityRange(required=GIB, limit=2 * GIB)
+    assert rig.sizes.expand_on_node("data", STAGING, allowed, None, PATIENCE_S) == 2 * GIB
 
 
 def test_a_reader_s_path_is_as_good_as_any(rig: Rig) -> None:
