@@ -95,6 +95,7 @@ def _open_image(host: Host, spec: PoolSpec, run_dir: str, held: ExitStack) -> st
     if found is None or found.kind is not FileKind.FILE:
         raise FailedPrecondition(f"pool {spec.name}: {spec.target} is not a file")
     held.enter_context(host.lock(spec.target))
+    host.sync_dir(_parent(host, spec))  # whoever gave it its name may have been stopped before that was durable
     signature = host.probe(spec.target)
     if signature is None or signature.label != LABEL:
         what = f"holds {signature.type}" if signature else "is blank"
@@ -111,10 +112,11 @@ def _open_image(host: Host, spec: PoolSpec, run_dir: str, held: ExitStack) -> st
 
 
 def _make_image(host: Host, spec: PoolSpec, run_dir: str) -> None:
-    parent = spec.target.rpartition("/")[0] or "/"
+    parent = _parent(host, spec)
     if host.stat(parent) is None:
         raise Unavailable(f"directory {parent} does not exist; make it first")
-    new = spec.target + _PROVISIONAL
+    target = f"{parent.rstrip('/')}/{spec.target.rpartition('/')[2]}"
+    new = target + _PROVISIONAL
     point = _mount_point(host, spec, run_dir)
     if host.stat(new) is not None:
         with host.lock(new):
@@ -128,7 +130,7 @@ def _make_image(host: Host, spec: PoolSpec, run_dir: str) -> None:
             host.attach(new, sector_size=_SECTOR_SIZE, keep=False) as loop,
         ):
             _format(host, loop.path, spec, point, thick=True)
-        host.rename(new, spec.target)
+        host.rename(new, target)
     except SyscallFailed as error:
         with suppress(DriverError):
             host.remove(new)
@@ -142,6 +144,11 @@ def _make_image(host: Host, spec: PoolSpec, run_dir: str) -> None:
         with suppress(DriverError):
             host.remove(new)
         raise
+
+
+def _parent(host: Host, spec: PoolSpec) -> str:
+    """The directory that a pool's image is in, which is synced, and not the link that may lead to it."""
+    return host.real_path(spec.target.rpartition("/")[0] or "/")
 
 
 def _open_device(host: Host, spec: PoolSpec, run_dir: str, held: ExitStack) -> str:

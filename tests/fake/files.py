@@ -216,6 +216,8 @@ class FakeFiles(Kernel):
         self.check_writable(parent, what)
         self._move(old.node, parent.node, name)
         self.step("rename.sync", late=True)
+        for path in (source, target):
+            self.sync_dir(path.rpartition("/")[0] or "/")
 
     @call
     def sync_dir(self, path: str) -> None:

@@ -78,6 +78,23 @@ class TestPools:
     def test_path(self) -> None:
         self.every_crash("pool=path:/pools", project_quota=False)
 
+    def test_image_in_a_directory_that_is_a_link(self) -> None:
+        driver = Rig("pool=image:/link/pool.img,size=1Gi")
+        driver.host.make_link("/link", "/pools")
+        driver.start()
+        assert driver.pools.ready
+
+    def test_image_is_synced_by_who_finds_it(self) -> None:
+        """Whoever gave it its name may have been stopped before that was durable, and under the other it is removed."""
+        driver = rig("other=image:/pools/other.img,size=1Gi", "pool=image:/pools/pool.img,size=1Gi")
+        driver.calm()
+        driver.host.crash()
+        driver.host.fail("sync_dir", errno.EIO)
+        driver.start()
+        assert not driver.pools.ready
+        driver.pools.retry()
+        assert driver.pools.ready
+
     def every_crash(self, pool: str, *, project_quota: bool) -> None:
         """Cut the making short at every moment there is; report all that are not survived."""
         broken = []
