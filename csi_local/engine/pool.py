@@ -27,7 +27,7 @@ from csi_local.model.volume import BackendKind, QuotaMode, VolumeId, VolumeRecor
 from csi_local.plan import sizes
 from csi_local.plan.copying import within_reach
 from csi_local.plan.sizes import Promises
-from csi_local.store.layout import Layout
+from csi_local.store.layout import DATA, Layout
 from csi_local.store.pool_store import PoolStore
 
 _log = logging.getLogger(__name__)
@@ -68,6 +68,9 @@ class Pool:
 
     def load_promises(self) -> None:
         """Add up what the volumes on disk were promised; one that is damaged counts for nothing and is told of."""
+        for leftover in self.store.leftovers():
+            with suppress(HostError):  # most have no such directory
+                self._retire(self._host.project_of(f"{leftover}/{DATA}"))
         with ThreadPoolExecutor(_READERS) as readers:
             for record in readers.map(self._read, self.store.volumes()):
                 if record is not None:
@@ -199,11 +202,16 @@ class Pool:
         """Take back what a volume was promised: it is gone."""
         with self._guard:
             self._replace(gone, None)
-            if project := self._projects.pop(gone, 0):
-                if len(self._past_projects) == _SWEPT_BY_THEN:
-                    self._taken.discard(self._past_projects.popleft())
-                self._past_projects.append(project)
+            self._retire(self._projects.pop(gone, 0))
             self.adopted.discard(gone)
+
+    def _retire(self, project: int) -> None:
+        """Give a quota project to nobody: until it is swept what has it counts, and then its limit goes with it."""
+        if project:
+            if len(self._past_projects) == _SWEPT_BY_THEN:
+                self._taken.discard(self._past_projects.popleft())
+            self._past_projects.append(project)
+            self._taken.add(project)
 
     def forget_snapshot(self, gone: SnapshotId) -> None:
         """Take back what a snapshot was promised: it is gone."""

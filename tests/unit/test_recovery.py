@@ -391,3 +391,24 @@ class TestPoolFile:
         driver.host.replace_file(path, before)
         assert [pool.spec.name for pool in driver.pools.retry()] == ["a"]
         assert driver.volumes.get(volume).record is not None
+
+
+@pytest.mark.parametrize("deleted", [True, False], ids=["deleted", "half made"])
+def test_what_is_swept_after_a_restart_takes_no_limit_along(*, deleted: bool) -> None:
+    """The retry makes the volume while what an earlier driver left of it is still there, with its quota project."""
+    driver = rig("pool=image:/pools/pool.img,size=4Gi")
+    asked = request("data", 64 * MIB, {"backend": "directory"})
+    if deleted:
+        driver.volumes.create(asked, PATIENCE_S)
+        driver.volumes.delete("data", PATIENCE_S)
+    else:
+        driver.die_at_point(8)
+        with pytest.raises(Crash):
+            driver.volumes.create(asked, PATIENCE_S)
+    driver.crash()
+    made = driver.volumes.create(asked, PATIENCE_S).record
+    assert made is not None
+    driver.sweeper.drain()
+    pool = driver.pools.get("pool")
+    assert pool.store.leftovers() == []
+    assert pool.usage_of(made).total == made.size
