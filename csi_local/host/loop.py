@@ -80,11 +80,13 @@ def _set_flags(fd: int, flags: int, path: str) -> None:
 
 
 def resize_image(path: str, size: Bytes, *, thick: bool) -> None:
-    """Make a file larger, never smaller, and where thick reserve what it has no blocks for."""
+    """Make a file larger, never smaller, and where thick reserve what it has no blocks for.
+
+    One that is as it should be is synced too: whoever made it so may have been stopped before.
+    """
     with opened(path, os.O_RDWR | os.O_NOFOLLOW) as fd:
-        if os.fstat(fd).st_size >= size and (not thick or not _lacks_blocks(fd, size)):
-            return
-        _resize(fd, path, size, thick=thick)
+        if os.fstat(fd).st_size < size or (thick and _lacks_blocks(fd, size)):
+            _resize(fd, path, size, thick=thick)
         with failing_as(f"sync {path}"):
             os.fsync(fd)
 
