@@ -1,5 +1,6 @@
 """What is looked at before a volume is staged or published."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from csi_local.engine.crypt import Opened
@@ -32,12 +33,14 @@ class Glance:
         at = self._host.stat(path)
         directory = record.backend is BackendKind.DIRECTORY
         if self._observer.is_volume(layout, record.id, path, at):
+            devices = () if directory else self._observer.stack(layout, record.id).top
             return StagingSeen(
                 path=at,
                 ours=True,
                 staged_as=staged_as,
                 flags=self._own_flags(path),
                 inherited=self._own_flags(record.adopted or layout.root) if directory else frozenset(),
+                grows_mounted=any(self._grows_mounted(record, device.path) for device in devices),
             )
         where = record.adopted or (layout.data(record.id) if directory else layout.image(record.id))
         there = self._host.stat(where)
@@ -52,12 +55,15 @@ class Glance:
             raise FailedPrecondition(
                 f"volume {record.id}: what is on it cannot be told, and so it is left as it is: {error}"
             ) from error
-        size, unused = None, opened.fresh if opened else not loops
-        if signature is not None and signature.type == record.filesystem and unused:
-            size = self._host.filesystem_size(carrier, record.filesystem)
-        return StagingSeen(
-            path=at, bytes_there=there, loops=loops, opened=device, signature=signature, filesystem_size=size
-        )
+        seen = StagingSeen(path=at, bytes_there=there, loops=loops, opened=device, signature=signature)
+        unused = opened.fresh if opened else not loops
+        if signature is None or signature.type != record.filesystem or not unused:
+            return seen
+        size = self._host.filesystem_size(carrier, record.filesystem)
+        return dataclasses.replace(seen, filesystem_size=size, grows_mounted=self._grows_mounted(record, carrier))
+
+    def _grows_mounted(self, record: VolumeRecord, carrier: str) -> bool:
+        return record.filesystem is not None and self._host.grows_mounted(carrier, record.filesystem)
 
     def _own_flags(self, path: str) -> frozenset[str]:
         """Those of the mount that *path* is in; not those of its filesystem, which errors make read-only."""

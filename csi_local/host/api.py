@@ -139,8 +139,11 @@ class Blocks(Protocol):
     def filesystem_size(self, device: str, filesystem: Filesystem) -> Bytes:
         """The size of an unmounted filesystem, from its superblock."""
 
+    def grows_mounted(self, device: str, filesystem: Filesystem) -> bool:
+        """Whether what is on a device can be grown while it is mounted, which may be cut short at any moment."""
+
     def grow_unmounted(self, device: str) -> None:
-        """Check and grow an ext4 that is not mounted."""
+        """Check and grow an ext4 that is not mounted. Cut short, it may leave what a person must mend with e2fsck."""
 
     def grow_mounted(self, point: str, filesystem: Filesystem, device: str) -> Bytes:
         """Grow a mounted filesystem to its device's size; return its new size."""

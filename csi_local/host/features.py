@@ -10,7 +10,6 @@ from csi_local.host import crypt, syscalls
 from csi_local.host.run import PACKAGES, find, run
 from csi_local.model.errors import CommandFailed, SyscallFailed
 
-_CAP_SYS_ADMIN, _CAP_SYS_RESOURCE = 21, 24
 _OLDEST = (5, 12)
 _QUOTA_BY_FD = (5, 14)
 _VERSION_FLAG = {"mkfs.xfs": "-V", "xfs_growfs": "-V", "btrfs": "--version", "mkfs.btrfs": "--version", "blkid": "-V"}
@@ -90,28 +89,23 @@ def _has_quota_call() -> bool:
 
 
 def _privileges() -> list[Feature]:
-    capabilities = _capabilities()
+    may_grow_ext4 = syscalls.has_capability(syscalls.CAP_SYS_RESOURCE)
     return [
         Feature(
             name="CAP_SYS_ADMIN",
-            there=bool(capabilities >> _CAP_SYS_ADMIN & 1),
+            there=syscalls.has_capability(syscalls.CAP_SYS_ADMIN),
             needed=True,
             found=f"uid {os.geteuid()}",
             fix="run as root (in a container: privileged); mounting and loop devices take it",
         ),
         Feature(
             name="CAP_SYS_RESOURCE",
-            there=bool(capabilities >> _CAP_SYS_RESOURCE & 1),
+            there=may_grow_ext4,
             needed=False,
-            found="effective" if capabilities >> _CAP_SYS_RESOURCE & 1 else "missing",
+            found="effective" if may_grow_ext4 else "missing",
             fix="without it ext4 grows when its volume is staged next, not while it is mounted",
         ),
     ]
-
-
-def _capabilities() -> int:
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next((int(line.split()[1], 16) for line in file if line.startswith("CapEff")), 0)
 
 
 def _filesystems() -> list[Feature]:

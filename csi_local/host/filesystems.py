@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from csi_local.host import quota
+from csi_local.host import quota, syscalls
 from csi_local.host.run import run
 from csi_local.host.syscalls import failing_as, ioctl, opened
 from csi_local.model.errors import SHORTAGE, Busy, CommandFailed, FailedPrecondition, SyscallFailed
@@ -27,6 +27,7 @@ into the image, and their blocks are no longer reserved."""
 _MKFS_TRIES = 8
 _MKFS_PAUSE_S = 0.1
 _EXT4_SUPER, _EXT4_MAGIC = 1024, 0xEF53
+_EXT4_ERRORS, _EXT4_SPARSE_SUPER2, _EXT4_BIGALLOC = 0x2, 0x200, 0x200
 _BTRFS_SUPER, _BTRFS_MAGIC = 65536, b"_BHRfS_M"
 _XFS_FSGEOMETRY_V1, _XFS_GEOMETRY_BYTES = 0x80705864, 112
 _GROW_TIMEOUT_S = 600.0
@@ -152,6 +153,23 @@ def filesystem_size(device: str, filesystem: Filesystem) -> Bytes:
     if not good:
         raise FailedPrecondition(f"{device} has no {filesystem} superblock")
     return Bytes(size)
+
+
+def grows_mounted(device: str, filesystem: Filesystem) -> bool:
+    """Whether what is on *device* can be grown while it is mounted.
+
+    The kernel grows an ext4 through its journal, resize2fs(8) alone does not: killed, it leaves an inode for growing
+    that ``e2fsck -p`` does not correct. The kernel wants CAP_SYS_RESOURCE for that, and an ext4 that has had no errors
+    and none of two features (ext4_resize_begin, fs/ext4/resize.c).
+    """
+    if filesystem is not Filesystem.EXT4:
+        return True
+    with opened(device, os.O_RDONLY) as fd, failing_as(f"read the superblock of {device}"):
+        block = os.pread(fd, 1024, _EXT4_SUPER)
+    (state,) = struct.unpack_from("<H", block, 0x3A)
+    compatible, _, read_only_compatible = struct.unpack_from("<3I", block, 0x5C)
+    refused = state & _EXT4_ERRORS or compatible & _EXT4_SPARSE_SUPER2 or read_only_compatible & _EXT4_BIGALLOC
+    return not refused and syscalls.has_capability(syscalls.CAP_SYS_RESOURCE)
 
 
 def grow_unmounted(device: str) -> None:

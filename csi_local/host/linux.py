@@ -89,6 +89,10 @@ class LinuxBlocks:
         """See ``Blocks.filesystem_size``."""
         return filesystems.filesystem_size(device, filesystem)
 
+    def grows_mounted(self, device: str, filesystem: Filesystem) -> bool:
+        """See ``Blocks.grows_mounted``."""
+        return filesystems.grows_mounted(device, filesystem)
+
     def grow_unmounted(self, device: str) -> None:
         """See ``Blocks.grow_unmounted``."""
         filesystems.grow_unmounted(device)

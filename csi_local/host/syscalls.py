@@ -14,6 +14,7 @@ from csi_local.model.observed import FileInfo, FileKind
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
+CAP_SYS_ADMIN, CAP_SYS_RESOURCE = 21, 24
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 _AT_SYMLINK_NOFOLLOW = 0x100
@@ -215,6 +216,13 @@ def open_by_handle(mount: int, kind: int, handle: bytes, flags: int, what: str) 
 def syncfs(fd: int, what: str) -> None:
     """syncfs(2): write out all of the filesystem that an open file is on."""
     _check(_LIBC.syncfs(fd), what)
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process has a capability (capabilities(7); CapEff in proc_pid_status(5))."""
+    with failing_as("read the capabilities"), open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        effective = next((int(line.split()[1], 16) for line in file if line.startswith("CapEff")), 0)
+    return bool(effective >> number & 1)
 
 
 def limit_arenas(count: int) -> None:

@@ -50,6 +50,7 @@ class StagingSeen:
         opened: the device that an encrypted image was opened as.
         signature: what is on the image, or on the opened device; None where nothing is.
         filesystem_size: of the filesystem there, where it is formatted and not mounted.
+        grows_mounted: whether that can be grown while it is mounted.
     """
 
     path: FileInfo | None
@@ -62,6 +63,7 @@ class StagingSeen:
     opened: MappedDevice | None = None
     signature: Signature | None = None
     filesystem_size: Bytes | None = None
+    grows_mounted: bool = False
 
 
 def stage(
@@ -85,7 +87,7 @@ def stage(
         alike = options.shown <= has <= options.shown | seen.inherited
         if not (known.access == capability.access if known else alike):
             raise AlreadyExists(f"volume {record.id} is staged at {path} with other mount options")
-        return _finish_growing(record, options, path)
+        return _finish_growing(record, options, path, seen)
     made = check_place(path, seen.path)
     check_bytes(record, layout, seen.bytes_there)
     if record.backend is BackendKind.DIRECTORY:
@@ -110,7 +112,7 @@ def stage(
     grow = seen.filesystem_size is not None and seen.filesystem_size + SLACK < record.size
     if not grow or options.read_only:
         return (*made, attach, mount)
-    if record.filesystem is Filesystem.EXT4:
+    if not seen.grows_mounted:
         return (*made, attach, GrowUnmounted(), mount, *reserve(record, layout))
     grown = GrowMounted(path=path, filesystem=record.filesystem)
     return (*made, attach, mount, grown, *reserve(record, layout))
@@ -169,9 +171,9 @@ def lost(record: VolumeRecord, there: FileInfo | None) -> str:
     return f"{record.adopted} is another {there.kind} than the directory that was adopted; put that back"
 
 
-def _finish_growing(record: VolumeRecord, options: MountOptions, path: str) -> tuple[Operation, ...]:
+def _finish_growing(record: VolumeRecord, options: MountOptions, path: str, seen: StagingSeen) -> tuple[Operation, ...]:
     """An earlier staging may have been cut short between mounting and growing."""
-    if record.filesystem in (Filesystem.XFS, Filesystem.BTRFS) and not options.read_only:
+    if record.filesystem is not None and seen.grows_mounted and not options.read_only:
         return (GrowMounted(path=path, filesystem=record.filesystem),)
     return ()
 

@@ -231,6 +231,12 @@ class FakeBlocks(FakeFiles):
         return Bytes(held.grown)
 
     @call
+    def grows_mounted(self, device: str, filesystem: Filesystem) -> bool:
+        """See `Blocks.grows_mounted`."""
+        self.medium(device, f"open {device}")
+        return filesystem is not Filesystem.EXT4 or self.ext4_grows_mounted
+
+    @call
     def grow_unmounted(self, device: str) -> None:
         """See `Blocks.grow_unmounted`."""
         held = self.medium(device, f"open {device}").held

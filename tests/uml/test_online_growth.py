@@ -76,6 +76,26 @@ def test_a_thick_volume_grows_where_only_the_difference_is_left(driver: Driver) 
     assert total(target) > 1.8 * SMALL
 
 
+def test_what_grows_when_it_is_staged_is_mounted_by_then(driver: Driver, folder: Path) -> None:
+    """resize2fs alone must not be killed in the middle of its work; the kernel may."""
+    program = folder / "resize2fs"
+    program.write_text('#!/bin/sh\ngrep -q "^$1 " /proc/mounts || exit 1\nexec /usr/sbin/resize2fs "$@"\n')
+    program.chmod(0o755)
+    driver.stop()
+    driver.env = {**driver.env, "PATH": f"{folder}:{driver.env['PATH']}"}
+    driver.start()
+    volume = driver.create("growing", SMALL, params=LOOPFILE, fs="ext4")
+    target = driver.attach(volume)
+    data = os.urandom(MIB)
+    put(target, data)
+    before = total(target)
+    driver.detach(volume)
+    driver.expand_controller(volume, LARGE)
+    target = driver.attach(volume)
+    assert total(target) - before >= (LARGE - SMALL) * 0.9
+    assert get(target, MIB) == data
+
+
 def total(path: Path) -> int:
     """Return what df calls the size."""
     seen = os.statvfs(path)

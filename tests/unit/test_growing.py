@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from csi_local.host import filesystems
+from csi_local.host import filesystems, syscalls
 from csi_local.model.errors import CommandFailed, DriverError, FailedPrecondition
 from csi_local.model.volume import Filesystem
 
@@ -54,6 +54,20 @@ def test_of_a_mounted_one(programs: Path) -> None:
     says(programs / "resize2fs", "Operation not permitted", 1)
     with pytest.raises(FailedPrecondition, match="CAP_SYS_RESOURCE"):
         filesystems.grow_mounted("/none", Filesystem.EXT4, "/dev/null")
+
+
+@pytest.mark.parametrize(
+    ("offset", "bit"), [(0x3A, 0x2), (0x5C, 0x200), (0x64, 0x200)], ids=["errors", "sparse_super2", "bigalloc"]
+)
+def test_what_the_kernel_does_not_grow(tmp_path: Path, offset: int, bit: int) -> None:
+    superblock = bytearray(2048)
+    (tmp_path / "image").write_bytes(superblock)
+    plain = filesystems.grows_mounted(str(tmp_path / "image"), Filesystem.EXT4)
+    assert plain == syscalls.has_capability(syscalls.CAP_SYS_RESOURCE)
+    superblock[1024 + offset : 1024 + offset + 2] = bit.to_bytes(2, "little")
+    (tmp_path / "image").write_bytes(superblock)
+    assert not filesystems.grows_mounted(str(tmp_path / "image"), Filesystem.EXT4)
+    assert filesystems.grows_mounted(str(tmp_path / "image"), Filesystem.XFS)
 
 
 def test_a_program_that_is_killed_says_nothing(programs: Path) -> None:
