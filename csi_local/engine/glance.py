@@ -56,8 +56,10 @@ class Glance:
                 f"volume {record.id}: what is on it cannot be told, and so it is left as it is: {error}"
             ) from error
         seen = StagingSeen(path=at, bytes_there=there, loops=loops, opened=device, signature=signature)
-        unused = opened.fresh if opened else not loops
-        if signature is None or signature.type != record.filesystem or not unused:
+        unmounted = not loops or not self._observer.mount_points(
+            layout, record.id, self._observer.stack(layout, record.id)
+        )
+        if signature is None or signature.type != record.filesystem or not unmounted:
             return seen
         size = self._host.filesystem_size(carrier, record.filesystem)
         return dataclasses.replace(seen, filesystem_size=size, grows_mounted=self._grows_mounted(record, carrier))

@@ -151,6 +151,24 @@ def test_growing_takes_the_key(rig: Rig) -> None:
     rig.sizes.expand_on_node("data", path, larger, None, PATIENCE_S)  # again, when nothing is left to do
 
 
+@pytest.mark.parametrize("filesystem", ["ext4", "btrfs"])
+def test_staging_that_was_cut_short_grows_it_all_the_same(rig: Rig, filesystem: str) -> None:
+    """It may be open by then, and mounted nowhere."""
+    size = 4 * SIZE
+    rig.volumes.create(request("data", size, {**LUKS, FS_TYPE: filesystem}), PATIENCE_S)
+    path, done, number = stage(rig, given=key()), False, 0
+    while not done:
+        rig.publisher.unstage("data", path, PATIENCE_S)
+        size, number = size + SIZE, number + 1
+        rig.sizes.expand("data", request("data", size, {}).capacity, None, PATIENCE_S)
+        rig.die_at_point(number)
+        done = rig.acknowledged(lambda: stage(rig, given=key()))
+        rig.calm()
+        stage(rig, given=key())
+        assert rig.host.walk(path, "test").mount.filesystem.grown == size, f"point {number}"
+    assert number > 5
+
+
 def test_a_node_without_dm_crypt(rig: Rig) -> None:
     create(rig)
     rig.host.no_encryption = "the kernel has no dm-crypt"
