@@ -268,10 +268,14 @@ class _Creation:
         return self._volumes.known(self._name)
 
     def _check_asked(self, asked: VolumeRequest) -> None:
-        """See that what is being made is what is wanted; how large a copy gets is its source's business as well."""
+        """See that what is being made is what is wanted.
+
+        What a copy gets is its source's business as well, and one that its node has just found on its disk is described
+        by what it is: so only what must be said alike is compared, and the rest when it is there.
+        """
         if self._request.source is None and asked.source is None:
             check_same(new_record(asked, now=0), self._request)
-        elif _unlabelled(asked) != _unlabelled(self._request):
+        elif _in_common(asked) != _in_common(self._request):
             name = self._request.name
             raise AlreadyExists(f"volume {name!r} is being made from something else, or in another way")
 
@@ -342,9 +346,10 @@ class _Creation:
         return ResourceExhausted(f"no node can have volume {self._request.name!r}: {why}")
 
 
-def _unlabelled(request: VolumeRequest) -> VolumeRequest:
-    """What a retry must repeat; what the provisioner says of the claim may change."""
-    return replace(request, parameters=replace(request.parameters, labels={}))
+def _in_common(request: VolumeRequest) -> tuple[str, dict[str, str], frozenset[bool]]:
+    """What all requests for one copy say alike, however its resource came to be."""
+    block = frozenset(capability.block for capability in request.capabilities)
+    return request.source_text, dict(request.parameters.given), block
 
 
 def _unencrypted(request: VolumeRequest) -> VolumeRequest:

@@ -21,6 +21,7 @@ from csi_local.kube.remote import Remote
 from csi_local.kube.remote_groups import RemoteGroups
 from csi_local.kube.remote_snapshots import RemoteSnapshots
 from csi_local.kube.snapshot_resource import failed_status, new_snapshot
+from csi_local.kube.volume_resource import adopted_volume, made
 from csi_local.model.accessibility import ANYWHERE, Accessibility
 from csi_local.model.errors import (
     AlreadyExists,
@@ -113,6 +114,7 @@ class Controller:
             for noun in ("volume", "snapshot", "group")
         )
         self.known_snapshots = snapshots.items
+        self.known_volume = volumes.known
         self.groups = RemoteGroups(groups, volumes)
         self.snapshots = RemoteSnapshots(snapshots, groups, volumes)
         self.volumes = Remote(volumes, self.snapshots.origin)
@@ -130,6 +132,11 @@ class Controller:
     def create(self, request: VolumeRequest, *nodes: str) -> VolumeView:
         """Have a volume made as that says."""
         return self.volumes.create(request, PATIENCE_S, Accessibility(nodes=nodes) if nodes else ANYWHERE)
+
+    def made(self, name: str) -> bool:
+        """Whether it knows a volume, and that its node has said so."""
+        found = self.known_volume(name)
+        return found is not None and made(found)
 
     def snapshot(self, name: str = "daily", source: str = "data", patience_s: float = PATIENCE_S) -> SnapshotView:
         """Have a snapshot."""
@@ -480,6 +487,26 @@ class TestCopies:
         node.start()
         until(lambda: len(cluster.there(resources.VOLUMES)) == 2, "it has a resource again")
         until(lambda: controller.create(copy_of(SourceKind.VOLUME, "data")) == view, "it is what it was")
+
+    def test_a_restored_etcd_before_its_node_has_said_what_it_is(self, cluster: Cluster) -> None:
+        """Between the two writes that give it a resource again."""
+        node, controller = cluster.node("a"), cluster.controller()
+        controller.volume()
+        wanted = copy_of(SourceKind.VOLUME, "data")
+        before = cluster.server.backup()
+        view = controller.create(wanted)
+        assert view.record is not None
+        node.stop()
+        cluster.server.restore(before)
+        cluster.server.create(resources.VOLUMES, adopted_volume(view.record, "a"))
+        until(lambda: not controller.made("copy"), "the controller has seen it")
+        with pytest.raises(Busy):
+            controller.volumes.create(wanted, 0.0)
+        node.start()
+        until(lambda: controller.made("copy"), "its node says what it is")
+        assert controller.create(wanted) == view
+        with pytest.raises(AlreadyExists, match="size"):
+            controller.create(replace(wanted, capacity=CapacityRange(required=2 * SIZE)))
 
 
 class TestGroups:
