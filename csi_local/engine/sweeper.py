@@ -1,6 +1,7 @@
 """The one background thread: it removes what was deleted, tries missing pools again, and samples usage."""
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -75,9 +76,12 @@ class Sweeper:
                 self.add(path)
 
     def _run(self) -> None:
-        next_round = time.monotonic()
+        last_round = -math.inf
         while not self._stopping:
-            pause = min(_SETTLE_AFTER_S if self._unsettled else _ROUND_S, max(0.0, next_round - time.monotonic()))
+            if time.monotonic() - last_round >= (_ROUND_S if self._pools.ready else _MISSING_ROUND_S):
+                self._round()
+                last_round = time.monotonic()
+            pause = _SETTLE_AFTER_S if self._unsettled else _MISSING_ROUND_S  # one may be missing at any moment
             with self._changed:
                 woken = self._changed.wait_for(lambda: self._stopping or self._paths, pause)
                 path = self._paths.popleft() if self._paths and not self._stopping else None
@@ -91,9 +95,6 @@ class Sweeper:
             elif self._unsettled and not woken:
                 self._unsettled -= 1
                 self._settle()
-            if time.monotonic() >= next_round and not self._stopping:
-                self._round()
-                next_round = time.monotonic() + (_ROUND_S if self._pools.ready else _MISSING_ROUND_S)
 
     def _settle(self) -> None:
         for pool in self._pools.all():

@@ -17,7 +17,7 @@ from csi_local.host import loop
 from csi_local.host.headers import METADATA
 from csi_local.host.run import find, run
 from csi_local.host.syscalls import failing_as, ioctl, opened
-from csi_local.model.errors import SHORTAGE, CommandFailed, SyscallFailed
+from csi_local.model.errors import SHORTAGE, Busy, CommandFailed, SyscallFailed
 from csi_local.model.observed import MappedDevice
 from csi_local.model.quantity import KIB, Bytes
 from csi_local.model.secret import Secret
@@ -137,15 +137,21 @@ def _cryptsetup(words: Sequence[str], key: Secret, more: Secret | None = None, o
     """Run it alone; a *key* that ends with a newline has that newline in it.
 
     *more* is another key, which it reads from the file that is its last argument.
+
+    Raises:
+        Busy: its turn has not come. One whose disk hangs cannot even be killed.
     """
     verb, *rest = words
-    with _opening:
-        try:
-            run(["cryptsetup", verb, "--key-file=-", *rest], timeout_s=_TIMEOUT_S, secret=key, more=more, on=on)
-        except CommandFailed as error:
-            if error.status == BUSY:
-                raise SyscallFailed(str(error), errno.EBUSY) from error
-            raise
+    if not _opening.acquire(timeout=_TIMEOUT_S):
+        raise Busy(f"cryptsetup {verb} has waited {_TIMEOUT_S:.0f} s for others; try again")
+    try:
+        run(["cryptsetup", verb, "--key-file=-", *rest], timeout_s=_TIMEOUT_S, secret=key, more=more, on=on)
+    except CommandFailed as error:
+        if error.status == BUSY:
+            raise SyscallFailed(str(error), errno.EBUSY) from error
+        raise
+    finally:
+        _opening.release()
 
 
 # --- keys

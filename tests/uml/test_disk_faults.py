@@ -41,7 +41,7 @@ ROUND_SECONDS = 0.5
 QUICK = f"""
 try:
     from csi_local.engine import sweeper
-    sweeper._ROUND_S = {ROUND_SECONDS}
+    sweeper._ROUND_S = sweeper._MISSING_ROUND_S = {ROUND_SECONDS}
 except ImportError:
     pass  # another Python than the driver's
 """
