@@ -31,6 +31,7 @@ _POOL_HELP = """pools:
     device:/dev/disk/by-id/…     a disk that holds nothing yet; also fs=xfs|btrfs|ext4
   and for each kind: media=ssd|hdd|nvme (else read from the disk), reserve=5% or 10Gi (kept free; 2%),
   overcommit=1.5 (how often the room may be promised to thin volumes; 1),
+  ephemeral=10% or 20Gi (what inline ephemeral volumes may have of it; 100%),
   mounted=yes (path: something must be mounted there; no)
 """
 

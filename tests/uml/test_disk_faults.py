@@ -45,7 +45,7 @@ try:
 except ImportError:
     pass  # another Python than the driver's
 """
-"""The driver looks after missing pools once a minute: too long to wait for it in each test."""
+"""The driver looks after missing pools every ten seconds: too long to wait for it in each test."""
 ROUNDS = 4 * ROUND_SECONDS
 CLEAR = {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.FAILED_PRECONDITION, Code.ABORTED}
 DIRECTORY, LOOPFILE = {"backend": "directory"}, {"backend": "loopfile"}
