@@ -137,17 +137,19 @@ def projects_enforced(path: str) -> bool:
 
 
 def remove_limited_directory(path: str, remove: Callable[[str], None]) -> None:
-    """Remove a directory that may be a subvolume or in a quota project, and its limit with it."""
+    """Remove a directory that may be a subvolume or in a quota project, and its limit with it.
+
+    The limit goes first: what is stopped amid this has left a directory, which says whose limit it was.
+    """
     with opened(path, _DIRECTORY) as fd:
         subvolume = subvolume_id(fd)
-        project = project_of(fd)
+        if not subvolume and (project := project_of(fd)):
+            with suppress(SyscallFailed):
+                _set_limit(fd, project, 0, path)
     if subvolume:
         destroy_subvolume(path, subvolume)
-        return
-    remove(path)
-    if project:
-        with suppress(SyscallFailed), opened(os.path.dirname(path), _DIRECTORY) as fd:
-            _set_limit(fd, project, 0, path)
+    else:
+        remove(path)
 
 
 # --- btrfs

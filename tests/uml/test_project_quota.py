@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from csi_local.host import quota
+from csi_local.host.removal import remove_directory
+from csi_local.model.quantity import Bytes
 from tests.driver import Driver, serving
 from tests.observe import MIB, put, until
 from tests.uml.conftest import MKFS_EXT4_PRJQUOTA, MKFS_XFS, make_filesystem, mounted
@@ -131,6 +134,25 @@ def test_deletion_takes_the_limit_with_it_and_the_next_volume_has_all_of_its_own
         driver.detach(volume)
         driver.delete(volume)
         until(lambda: quotas(ground.path) == before, "the deleted volume's project is gone")
+
+
+def test_a_removal_that_is_stopped_leaves_no_limit_without_its_directory(ground: Ground) -> None:
+    before, project = quotas(ground.path), 4711
+    data = ground.path / "removed"
+    for removes in (False, True):
+
+        def stopped(path: str, *, removes: bool = removes) -> None:
+            if removes:
+                remove_directory(path)
+            raise KeyboardInterrupt
+
+        data.mkdir(exist_ok=True)
+        quota.limit_project(str(data), project, Bytes(SIZE))
+        with pytest.raises(KeyboardInterrupt):
+            quota.remove_limited_directory(str(data), stopped)
+        if data.exists():
+            quota.remove_limited_directory(str(data), remove_directory)
+        until(lambda: quotas(ground.path) == before, "the project is gone with its directory")
 
 
 def test_limits_hold_after_a_restart(driver: Driver, ground: Ground) -> None:
