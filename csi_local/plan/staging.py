@@ -192,9 +192,18 @@ def reserve(record: VolumeRecord, layout: Layout) -> tuple[Operation, ...]:
 
 
 def _data(record: VolumeRecord, options: MountOptions) -> tuple[str, ...]:
-    """An XFS may be a copy of another one with the same UUID: that must not keep it from being mounted."""
-    more = ("nouuid",) if record.filesystem is Filesystem.XFS and "nouuid" not in options.data else ()
-    return (*options.data, *more)
+    """An XFS may be a copy of another one with the same UUID: that must not keep it from being mounted.
+
+    An ext4 that has grown zeroes its new inode tables when it has time to (ext4(5), ``init_itable``), and a loop device
+    does that by punching holes. What was reserved reads as zeros already.
+    """
+    said = {word.partition("=")[0] for word in options.data}
+    if record.filesystem is Filesystem.XFS and "nouuid" not in said:
+        return (*options.data, "nouuid")
+    zeros = record.filesystem is Filesystem.EXT4 and record.thick and record.encryption is None
+    if zeros and not said & {"init_itable", "noinit_itable"}:
+        return (*options.data, "noinit_itable")
+    return options.data
 
 
 def _format(

@@ -228,6 +228,18 @@ def test_an_xfs_may_be_a_copy() -> None:
     assert mount.data == ("nouuid",)
 
 
+def test_a_thick_ext4_zeroes_no_inode_tables_unasked() -> None:
+    def data(record: VolumeRecord, *said: str) -> tuple[str, ...]:
+        operations = stage(record, ACCESS, MountOptions(data=said), PATH, LAYOUT, good(), NEW)
+        (mount,) = (one for one in operations if isinstance(one, MountDevice))
+        return mount.data
+
+    assert data(volume()) == ("noinit_itable",)
+    assert data(volume(), "init_itable=5") == ("init_itable=5",)
+    assert data(volume(), "noinit_itable") == ("noinit_itable",)
+    assert data(volume(allocation=Allocation.THIN)) == ()
+
+
 def test_directory() -> None:
     record = volume(FormatState.NONE, None, BackendKind.DIRECTORY)
     seen = good(bytes_there=info(FileKind.DIRECTORY))
