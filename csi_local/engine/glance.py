@@ -36,6 +36,7 @@ class Glance:
             devices = () if directory else self._observer.stack(layout, record.id).top
             return StagingSeen(
                 path=at,
+                bytes_there=None if directory else self._host.stat(layout.image(record.id)),
                 ours=True,
                 staged_as=staged_as,
                 flags=self._own_flags(path),

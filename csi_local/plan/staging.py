@@ -87,7 +87,7 @@ def stage(
         alike = options.shown <= has <= options.shown | seen.inherited
         if not (known.access == capability.access if known else alike):
             raise AlreadyExists(f"volume {record.id} is staged at {path} with other mount options")
-        return _finish_growing(record, options, path, seen)
+        return _finish(record, options, path, layout, seen)
     made = check_place(path, seen.path)
     check_bytes(record, layout, seen.bytes_there)
     if record.backend is BackendKind.DIRECTORY:
@@ -171,11 +171,15 @@ def lost(record: VolumeRecord, there: FileInfo | None) -> str:
     return f"{record.adopted} is another {there.kind} than the directory that was adopted; put that back"
 
 
-def _finish_growing(record: VolumeRecord, options: MountOptions, path: str, seen: StagingSeen) -> tuple[Operation, ...]:
-    """An earlier staging may have been cut short between mounting and growing."""
-    if record.filesystem is not None and seen.grows_mounted and not options.read_only:
-        return (GrowMounted(path=path, filesystem=record.filesystem),)
-    return ()
+def _finish(
+    record: VolumeRecord, options: MountOptions, path: str, layout: Layout, seen: StagingSeen
+) -> tuple[Operation, ...]:
+    """An earlier staging may have been cut short between mounting, growing and reserving."""
+    if options.read_only:
+        return ()
+    if record.filesystem is not None and seen.grows_mounted:
+        return (GrowMounted(path=path, filesystem=record.filesystem), *reserve(record, layout))
+    return reserve_again(record, layout, seen.bytes_there)
 
 
 def reserve_again(record: VolumeRecord, layout: Layout, there: FileInfo | None) -> tuple[Operation, ...]:

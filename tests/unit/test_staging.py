@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import TYPE_CHECKING
 
@@ -260,8 +261,17 @@ def test_block() -> None:
 @pytest.mark.parametrize("filesystem", Filesystem)
 def test_growing_that_was_cut_short_is_finished(filesystem: Filesystem) -> None:
     seen = StagingSeen(path=None, ours=True, grows_mounted=True)
-    assert kinds(planned(volume(filesystem=filesystem), seen)) == [GrowMounted]
+    assert kinds(planned(volume(filesystem=filesystem), seen)) == [GrowMounted, ResizeImage]
+    assert kinds(planned(volume(filesystem=filesystem, allocation=Allocation.THIN), seen)) == [GrowMounted]
     assert planned(volume(filesystem=filesystem), StagingSeen(path=None, ours=True)) == ()
+
+
+def test_reserving_that_was_cut_short_is_finished() -> None:
+    seen = StagingSeen(path=None, ours=True, bytes_there=info(FileKind.FILE, allocated=SIZE // 2))
+    assert kinds(planned(volume(), seen)) == [ResizeImage]
+    assert planned(volume(), dataclasses.replace(seen, flags=frozenset({"ro"})), frozenset({"ro"})) == ()
+    assert planned(volume(allocation=Allocation.THIN), seen) == ()
+    assert planned(volume(), StagingSeen(path=None, ours=True, bytes_there=info(FileKind.FILE))) == ()
 
 
 def test_staged_already() -> None:
