@@ -26,6 +26,7 @@ from csi_local.kube.resources import (
     error_of,
     name_of,
     node_of,
+    resource_name,
     told,
     wanted_absent,
 )
@@ -38,6 +39,7 @@ from csi_local.model.errors import (
     NotFound,
     Unavailable,
 )
+from csi_local.model.volume import known_id
 
 _log = logging.getLogger(__name__)
 
@@ -90,10 +92,19 @@ class Desired:
         """A resource as far as the cache knows."""
         return self._cache.get(name)
 
-    def find(self, name: str, so: Callable[[Object], bool] = bool) -> Object | None:
-        """A resource; where the cache has none that is *so*, the API is asked: another controller may know by now."""
+    def find(self, name: str) -> Object | None:
+        """A resource; where the cache has none, the API is asked: another controller may have just made it."""
+        return self._cache.get(name) or self.read(name)
+
+    def find_made(self, shown: str, made: Callable[[Object], bool]) -> Object | None:
+        """What a CO calls by the id *shown*, if it is *made*; likewise, as another controller may know that by now."""
+        if (identifier := known_id(shown)) is None:
+            return None
+        name = resource_name(identifier)
         found = self._cache.get(name)
-        return found if found is not None and so(found) else self.read(name)
+        if found is None or not made(found):
+            found = self.read(name)
+        return found if found is not None and made(found) else None
 
     def read(self, name: str) -> Object | None:
         """A resource as the API has it now."""

@@ -55,9 +55,8 @@ def node_that_has(volumes: Desired, shown: str) -> str:
         NotFound: there is no such volume, or its node has left the cluster.
         Unavailable: its node is not there.
     """
-    volume = known_id(shown)
-    found = volumes.find(resource_name(volume), made) if volume is not None else None
-    if found is None or not made(found):
+    found = volumes.find_made(shown, made)
+    if found is None:
         raise NotFound(f"there is no volume {shown!r}")
     volumes.nodes.check_alive(node_of(found), f"volume {shown}")
     return node_of(found)
@@ -113,9 +112,8 @@ class Remote:
             return None
         if source.kind is SourceKind.SNAPSHOT:
             return self._snapshot(source.id)
-        volume = known_id(source.id)
-        found = self.volumes.find(resource_name(volume), made) if volume is not None else None
-        return Origin(node=node_of(found), like=volume_view(found).record) if found and made(found) else None
+        found = self.volumes.find_made(source.id, made)
+        return Origin(node=node_of(found), like=volume_view(found).record) if found else None
 
     # --- delete
 
@@ -161,9 +159,8 @@ class Remote:
         return capacity_of(request.parameters, wanted, self.nodes.all_views(where)).coarse()
 
     def _known(self, shown: str) -> Object:
-        volume = known_id(shown)
-        found = self.volumes.find(resource_name(volume), made) if volume is not None else None
-        if found is None or not made(found):
+        found = self.volumes.find_made(shown, made)
+        if found is None:
             raise NotFound(f"there is no volume {shown!r}")
         return found
 

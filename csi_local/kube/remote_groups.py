@@ -64,8 +64,8 @@ class RemoteGroups:
             Unavailable: its node is not there; it will be removed when it is back.
             DriverError: what the node has answered: Busy while a volume is being made from one.
         """
-        found = self._find(shown)
-        if found is not None and made(found):
+        found = self._groups.find_made(shown, made)
+        if found is not None:
             check_members(group_view(found).record, members)
         if (group := known_id(shown)) is not None:
             self._groups.remove(resource_name(group), patience_s)
@@ -77,13 +77,9 @@ class RemoteGroups:
             NotFound: there is none.
             InvalidArgument: *members* are not those that it has.
         """
-        found = self._find(shown)
-        if found is None or not made(found):
+        found = self._groups.find_made(shown, made)
+        if found is None:
             raise NotFound(f"there is no group {shown!r}")
         view = group_view(found)
         check_members(view.record, members)
         return view
-
-    def _find(self, shown: str) -> Object | None:
-        group = known_id(shown)
-        return self._groups.find(resource_name(group), made) if group is not None else None

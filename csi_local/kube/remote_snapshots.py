@@ -92,9 +92,8 @@ class RemoteSnapshots:
         """A snapshot, alone or with a group, and the node that has it."""
         if (member := self._members().get(shown)) is not None:
             return member
-        snapshot = known_id(shown)
-        found = self._snapshots.find(resource_name(snapshot), made) if snapshot is not None else None
-        return (node_of(found), snapshot_view(found)) if found is not None and made(found) else None
+        found = self._snapshots.find_made(shown, made)
+        return (node_of(found), snapshot_view(found)) if found is not None else None
 
     def _members(self) -> dict[str, tuple[str, SnapshotView]]:
         """The snapshots that are in groups, likewise; there are few groups."""
