@@ -8,6 +8,7 @@ from csi_local.engine.observe import Observer, mount_under
 from csi_local.engine.pool import Pool
 from csi_local.host.api import Host
 from csi_local.model.errors import CommandFailed, FailedPrecondition
+from csi_local.model.observed import Stack
 from csi_local.model.volume import BackendKind, Capability, VolumeRecord
 from csi_local.plan import publishing
 from csi_local.plan.publishing import Publication, PublishSeen
@@ -32,8 +33,8 @@ class Glance:
         layout = pool.layout
         at = self._host.stat(path)
         directory = record.backend is BackendKind.DIRECTORY
+        devices = Stack() if directory else self._observer.stack(layout, record.id)
         if self._observer.is_volume(layout, record.id, path, at):
-            devices = () if directory else self._observer.stack(layout, record.id).top
             return StagingSeen(
                 path=at,
                 bytes_there=None if directory else self._host.stat(layout.image(record.id)),
@@ -41,14 +42,13 @@ class Glance:
                 staged_as=staged_as,
                 flags=self._own_flags(path),
                 inherited=self._own_flags(record.adopted or layout.root) if directory else frozenset(),
-                grows_mounted=any(self._grows_mounted(record, device.path) for device in devices),
+                grows_mounted=any(self._grows_mounted(record, device.path) for device in devices.top),
             )
         where = record.adopted or (layout.data(record.id) if directory else layout.image(record.id))
         there = self._host.stat(where)
-        loops = () if directory else self._observer.loops(layout, record.id)
         device = opened.device if opened else None
         if directory or there is None or record.block:
-            return StagingSeen(path=at, bytes_there=there, loops=loops, opened=device)
+            return StagingSeen(path=at, bytes_there=there, loops=devices.loops, opened=device)
         carrier = device.path if device else where
         try:
             signature = self._host.probe(carrier)
@@ -56,11 +56,10 @@ class Glance:
             raise FailedPrecondition(
                 f"volume {record.id}: what is on it cannot be told, and so it is left as it is: {error}"
             ) from error
-        seen = StagingSeen(path=at, bytes_there=there, loops=loops, opened=device, signature=signature)
-        unmounted = not loops or not self._observer.mount_points(
-            layout, record.id, self._observer.stack(layout, record.id)
-        )
-        if signature is None or signature.type != record.filesystem or not unmounted:
+        seen = StagingSeen(path=at, bytes_there=there, loops=devices.loops, opened=device, signature=signature)
+        if signature is None or signature.type != record.filesystem:
+            return seen
+        if devices.loops and self._observer.mount_points(layout, record.id, devices):
             return seen
         size = self._host.filesystem_size(carrier, record.filesystem)
         return dataclasses.replace(seen, filesystem_size=size, grows_mounted=self._grows_mounted(record, carrier))
