@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from csi_local.engine.api import VolumeView
+from csi_local.engine.keys import NONE_GIVEN
 from csi_local.engine.survey import Survey
 from csi_local.kube import resources
 from csi_local.kube.pool_resource import new_pool
@@ -28,6 +29,7 @@ from tests.unit.stage import NODE, Stage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
+    from csi_local.engine.keys import GivenKeys
     from csi_local.kube.api import Object
     from csi_local.model.quantity import Bytes
     from tests.fake.kubernetes import Kubernetes
@@ -36,6 +38,7 @@ MIB = 1 << 20
 NOW = "2026-01-01T00:00:00Z"
 CLAIM = {"csi.storage.k8s.io/pvc/namespace": "shop", "csi.storage.k8s.io/pvc/name": "db"}
 UID = "0a1b2c3d-0000-1111-2222-333344445555"
+_STAGING = "/kubelet/staging"
 
 
 class Scene(Stage[VolumeView]):
@@ -60,6 +63,15 @@ class Scene(Stage[VolumeView]):
     def want(self, name: str, size: int, parameters: Mapping[str, str] | None = None, node: str = NODE) -> str:
         """Want a volume; return the name of its resource."""
         return self.ask(new_volume(_request(name, size, parameters or {}), volume_id(name), node))
+
+    def stage(self, volume: str, given: GivenKeys = NONE_GIVEN) -> None:
+        """Have the kubelet use a volume."""
+        self.rig.host.make_dirs(_STAGING)
+        self.rig.publisher.stage(volume, _STAGING, capability(), PATIENCE_S, given)
+
+    def unstage(self, volume: str) -> None:
+        """Have it use that no more."""
+        self.rig.publisher.unstage(volume, _STAGING, PATIENCE_S)
 
 
 def _request(name: str, size: int, parameters: Mapping[str, str]) -> VolumeRequest:
@@ -139,13 +151,12 @@ def test_a_volume_in_use_stays(scene: Scene) -> None:
     scene.start()
     name = scene.want("data", 16 * MIB)
     scene.answer(name)
-    scene.rig.host.make_dirs("/kubelet/staging")
-    scene.rig.publisher.stage("data", "/kubelet/staging", capability(), PATIENCE_S)
+    scene.stage("data")
     scene.change(name, state="Absent")
     status = scene.answer(name)
     assert status["error"]["code"] == "FAILED_PRECONDITION"
     scene.look()
-    scene.rig.publisher.unstage("data", "/kubelet/staging", PATIENCE_S)
+    scene.unstage("data")
     scene.look()  # that it is to go was said
     scene.wait_gone(name)
 
@@ -154,8 +165,7 @@ def test_a_volume_that_is_to_stay_after_all_stays_though_the_watch_is_late(scene
     scene.start()
     name = scene.want("data", 16 * MIB)
     scene.answer(name)
-    scene.rig.host.make_dirs("/kubelet/staging")
-    scene.rig.publisher.stage("data", "/kubelet/staging", capability(), PATIENCE_S)
+    scene.stage("data")
     scene.change(name, state="Absent")
     assert scene.answer(name)["error"]["code"] == "FAILED_PRECONDITION"
     scene.wait_known()
@@ -163,7 +173,7 @@ def test_a_volume_that_is_to_stay_after_all_stays_though_the_watch_is_late(scene
     cache.stop()
     cache._thread.join()
     scene.change(name, state="Present")
-    scene.rig.publisher.unstage("data", "/kubelet/staging", PATIENCE_S)
+    scene.unstage("data")
     scene.survey().look()
     assert scene.answer(name)["phase"] == "Ready"
     assert scene.rig.volumes.get("data").record
@@ -173,11 +183,10 @@ def test_a_look_whose_work_the_api_did_not_take_is_followed_up(scene: Scene) -> 
     scene.start()
     for name in ("used", "hurt"):
         scene.answer(scene.want(name, 16 * MIB))
-    scene.rig.host.make_dirs("/kubelet/staging")
-    scene.rig.publisher.stage("used", "/kubelet/staging", capability(), PATIENCE_S)
+    scene.stage("used")
     scene.change("used", state="Absent")
     assert scene.answer("used")["error"]["code"] == "FAILED_PRECONDITION"
-    scene.rig.publisher.unstage("used", "/kubelet/staging", PATIENCE_S)
+    scene.unstage("used")
     scene.rig.host.remove_tree(scene.rig.pool_of("hurt").layout.image(volume_id("hurt")))
     scene.rig.volumes.create(_request("lost", 16 * MIB, {}), PATIENCE_S)
     scene.wait_known()

@@ -19,7 +19,7 @@ from csi_local.kube.resources import CLAIMS, PERSISTENT_VOLUMES, VOLUMES
 from csi_local.kube.rotation_resource import ANNOTATION
 from csi_local.kube.rotations import KeyRotations
 from tests.observe import until
-from tests.unit.rig import PATIENCE_S, capability, key
+from tests.unit.rig import key
 from tests.unit.test_agent import CLAIM, MIB, Scene
 from tests.unit.test_rotation import NEW, OLD, both, keys_of
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 SECRETS = resources.secrets("keys")
 LUKS = {**CLAIM, "encryption": "luks2"}
-STAGING = "/kubelet/staging"
 NAME = "data"
 
 
@@ -78,8 +77,7 @@ class Both(Scene):
     def use(self, parameters: dict[str, str] = LUKS) -> None:
         """Make a volume that a pod uses, with its claim."""
         self.answer(self.want(NAME, 64 * MIB, parameters))
-        self.rig.host.make_dirs(STAGING)
-        self.rig.publisher.stage(NAME, STAGING, capability(), PATIENCE_S, key(OLD))
+        self.stage(NAME, key(OLD))
         claim = {"metadata": {"namespace": "shop", "name": "db"}, "spec": {"volumeName": f"pv-{NAME}"}}
         uid = self.cluster.create(CLAIMS, claim)["metadata"]["uid"]
         where = {"namespace": "keys", "name": "one"}
