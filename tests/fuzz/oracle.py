@@ -18,7 +18,7 @@ NEVER = frozenset({Code.INTERNAL, Code.UNKNOWN, Code.UNAVAILABLE, Code.DATA_LOSS
 """UNAVAILABLE too: no pool is missing and the driver is there."""
 LONGEST_LINE = 64 * KIB
 MAX_GROWTH = 12 * MIB
-"""What the allocators keep of several 4 MiB messages at once; thousands of requests that leak are far beyond."""
+"""Thousands of requests that leak are far beyond."""
 SCANNED = MIB
 """Larger files are volumes' images, in which nothing but pods write."""
 WORKERS = 64
@@ -72,10 +72,12 @@ class Vitals:
     files: tuple[str, ...]
     threads: int
 
+    def grew_since(self, before: Vitals) -> bool:
+        """Say whether it has much more memory than `before`: it leaks, or malloc keeps several 4 MiB messages' room."""
+        return self.memory - before.memory > MAX_GROWTH
+
     def faults_since(self, before: Vitals) -> Iterator[str]:
-        """Say what has leaked since `before`."""
-        if self.memory - before.memory > MAX_GROWTH:
-            yield f"memory grew from {before.memory >> 10} to {self.memory >> 10} KiB"
+        """Say what else has leaked since `before`."""
         if len(self.files) > len(before.files):
             yield f"open files: {sorted(self.files)}, before: {sorted(before.files)}"
 
