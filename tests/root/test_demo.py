@@ -14,10 +14,19 @@ from tests import observe
 from tests.driver import PROGRAM
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.root
 INTERRUPTED = 130
+
+
+@pytest.fixture(autouse=True)
+def _heeded() -> Iterator[None]:
+    """Have the demo heed SIGINT also where these tests are a shell's background job, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def demo(folder: Path, **env: str) -> subprocess.Popen[str]:
