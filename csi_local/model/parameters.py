@@ -38,7 +38,7 @@ EPHEMERAL_NAMES = ("size", *(name for name in NAMES if name not in _ADMINISTRATO
 PLACEMENTS = ("spread", "pack")
 
 _MKFS_FLAGS = {
-    Filesystem.EXT4: frozenset("bCEgGiIJjmNOrT"),
+    Filesystem.EXT4: frozenset("bEgGiIJjmNOrT"),
     Filesystem.XFS: frozenset("bdilmn"),
     Filesystem.BTRFS: frozenset("dmnOR"),
 }
@@ -46,8 +46,9 @@ _MKFS_LONG = {Filesystem.BTRFS: ("--checksum", "--csum", "--features", "--metada
 _MKFS_VALUE = re.compile(r"[A-Za-z0-9^][A-Za-z0-9=,.^_-]*")
 _MKFS_FORBIDDEN = re.compile(
     r"(^|,)(file|name|logdev|rtdev|device|discard|nodiscard|size|uuid|root_[a-z]+|offset"
-    r"|test_fs|revision|journal_dev)(=|,|$)"
+    r"|test_fs|revision|journal_dev|bigalloc)(=|,|$)"
 )
+"""bigalloc: resize2fs(8) does not grow it, and neither does the kernel."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

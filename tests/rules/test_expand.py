@@ -244,8 +244,23 @@ class TestInUse:
             driver.expand_node(volume, size)
         observe.put(target, b"works")
 
-    def test_ext4_grows_in_use_or_at_the_next_stage(self, driver: Driver) -> None:
-        volume = EXT4.create(driver)
+    @pytest.mark.parametrize(
+        "options",
+        [
+            "",
+            "-O ^flex_bg",
+            "-O ^has_journal",
+            "-O ^resize_inode",
+            "-O ^metadata_csum,^64bit",
+            "-O sparse_super2",
+            "-T small",
+            "-T largefile4 -G 16",
+            "-b 1024",
+            "-i 65536 -I 512 -m 1 -E stride=2,stripe_width=4",
+        ],
+    )
+    def test_ext4_grows_in_use_or_at_the_next_stage(self, driver: Driver, options: str) -> None:
+        volume = EXT4.create(driver, params={**EXT4.params, "mkfsOptions": options})
         target = driver.attach(volume)
         observe.put(target, b"precious")
         driver.expand_controller(volume, EXT4.size * 2)

@@ -44,10 +44,14 @@ def driver(running: Driver) -> Driver:
     return running
 
 
-@pytest.mark.parametrize("fs", ["ext4", "xfs", "btrfs"])
+@pytest.mark.parametrize(
+    ("fs", "options"),
+    [("ext4", ""), ("ext4", "-O ^flex_bg"), ("ext4", "-O ^resize_inode"), ("xfs", ""), ("btrfs", "")],
+)
 @pytest.mark.parametrize("allocation", ["thick", "thin"])
-def test_a_mounted_volume_grows_under_its_writer(driver: Driver, fs: str, allocation: str) -> None:
-    volume = driver.create("growing", SMALL, params={**LOOPFILE, "allocation": allocation}, fs=fs)
+def test_a_mounted_volume_grows_under_its_writer(driver: Driver, fs: str, options: str, allocation: str) -> None:
+    params = {**LOOPFILE, "allocation": allocation, "mkfsOptions": options}
+    volume = driver.create("growing", SMALL, params=params, fs=fs)
     target = driver.attach(volume)
     data = os.urandom(8 * MIB)
     put(target, data, name="old")
