@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
+from contextlib import suppress
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from tests.fuzz.messages import methods
 from tests.fuzz.storm import Storm, Treasure
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from tests.driver import Driver
@@ -42,6 +43,12 @@ def standing(driver: Driver) -> set[str]:
     return set(observe.belongings(driver.root).names())
 
 
+def give_time(so: Callable[[], bool]) -> None:
+    """Wait, but not for ever, for what the driver does by itself; whether it is *so* then is judged afterwards."""
+    with suppress(AssertionError):
+        observe.until(so, "the driver is at rest", seconds=SWEPT_SECONDS)
+
+
 class Judge:
     """Collects what is wrong, so that one run tells everything."""
 
@@ -65,28 +72,26 @@ class Judge:
         self.faults += self._left()
         return oracle.vitals(self.driver.process.pid), storm
 
-    def rage_while_it_grows(self, seconds: float, before: oracle.Vitals) -> tuple[oracle.Vitals, list[Storm]]:
-        """Let storms pass until one of them leaves the memory as it was, and return how the process is at last."""
+    def rage_while_it_grows(self, seconds: float, before: oracle.Vitals) -> list[Storm]:
+        """Let storms pass until one of them leaves the memory as it was."""
         storms: list[Storm] = []
-        while True:
-            after, storm = self.rage(seconds, f"storm {len(storms)}")
+        for number in range(MOST_STORMS):
+            after, storm = self.rage(seconds, f"storm {number}")
             storms.append(storm)
             print(f"memory {before.memory >> 10} → {after.memory >> 10} KiB, {after.threads} threads")
             if not after.grew_since(before):
-                return after, storms
-            if len(storms) == MOST_STORMS:
-                self.faults.append(f"memory grew in {MOST_STORMS} storms, at last to {after.memory >> 10} KiB")
-                return after, storms
+                break
             before = after
+        else:
+            self.faults.append(f"memory grew in {MOST_STORMS} storms, at last to {before.memory >> 10} KiB")
+        return storms
 
     def _secrets(self) -> list[Path]:
         folders = (self.driver.root / "run", *self.driver.pool_roots(), self.arena.root, self.driver.socket.parent)
         return [path for folder in folders for path in oracle.files_with_secrets(folder)]
 
     def _left(self) -> list[str]:
-        deadline = time.monotonic() + SWEPT_SECONDS
-        while in_pools(self.driver) != self.pools and time.monotonic() < deadline:
-            time.sleep(0.05)
+        give_time(lambda: in_pools(self.driver) == self.pools)
         pairs = (
             ("in the pools", in_pools(self.driver), self.pools),
             ("mounted or attached", standing(self.driver), self.mounted),
@@ -102,18 +107,15 @@ def test_whatever_is_asked_nothing_breaks_leaks_or_is_touched(driver: Driver, se
     judge = Judge(driver, seed)
     warm, first = judge.rage(seconds * WARM_UP, "warm-up")
     print(f"memory {judge.at_rest.memory >> 10} → {warm.memory >> 10} KiB, {warm.threads} threads")
-    after, others = judge.rage_while_it_grows(seconds * (1 - WARM_UP), warm)
+    others = judge.rage_while_it_grows(seconds * (1 - WARM_UP), warm)
     answers = sum((storm.answers for storm in others), first.answers)
     codes: Counter[str] = Counter()
     for (_, code), count in answers.items():
         codes[code.name] += count
     print(f"{answers.total()} requests: {dict(codes.most_common())}")
 
-    deadline = time.monotonic() + SWEPT_SECONDS
-    while list(after.faults_since(warm)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-        after = oracle.vitals(driver.process.pid)
-
+    give_time(lambda: not list(oracle.vitals(driver.process.pid).faults_since(warm)))
+    after = oracle.vitals(driver.process.pid)
     faults = [*judge.faults, *after.faults_since(warm), *oracle.faults_of_log(driver.output())]
     if (threads := max(warm.threads, after.threads)) > judge.at_rest.threads + oracle.WORKERS + GRPC_THREADS:
         faults.append(f"{threads} threads")
