@@ -1,10 +1,12 @@
-"""The one background thread: it removes what was deleted, tries missing pools again, and samples usage."""
+"""What goes on in the background: removing what was deleted, trying missing pools again, sampling usage.
+
+Each pool's trash has a thread of its own while there is some, so that a disk which hangs holds up no other's room.
+"""
 
 import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -30,11 +32,10 @@ class Sweeper:
     def __init__(self, host: Host, pools: Pools) -> None:
         self._host = host
         self._pools = pools
-        self._paths: deque[str] = deque()
+        self._trash: dict[str, dict[str, None]] = {}
+        """The paths to remove, in order, by the pool's root; one is here for as long as its thread is."""
         self._changed = threading.Condition()
-        self._working = False
         self._stopping = False
-        self._unsettled = 0
         self._chores: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
@@ -53,20 +54,27 @@ class Sweeper:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._trash, timeout=1)
         if self._thread.is_alive():
             self._thread.join(timeout=1)
 
     def add(self, path: str) -> None:
-        """Remove *path* soon."""
+        """Remove *path*, which is in the root of a pool, soon."""
+        root = path.rpartition("/")[0]
         with self._changed:
-            self._paths.append(path)
-            self._changed.notify_all()
+            if root in self._trash:
+                self._trash[root][path] = None
+                self._changed.notify_all()
+            elif not self._stopping:
+                self._begin(root)
+                self._trash[root] = {path: None}
 
     def finish(self, timeout_s: float) -> None:
         """Wait until all that was added is removed, its room is back and counted, or time runs out."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._paths and not self._working, timeout_s)
-        self._settle()
+            self._changed.wait_for(lambda: not any(self._trash.values()), timeout_s)
+        for pool in self._pools.all():
+            self._settle(pool.root)
         self._pools.sample()
 
     def _add_leftovers(self, pool: Pool) -> None:
@@ -75,32 +83,48 @@ class Sweeper:
             if _is_trash(path):
                 self.add(path)
 
+    def _begin(self, root: str) -> None:
+        threading.Thread(target=self._empty, args=(root,), name="sweeper", daemon=True).start()
+
+    def _empty(self, root: str) -> None:
+        """Remove the trash of one pool, settle it, and end."""
+        unsettled = 0
+        while (path := self._next(root, _SETTLE_AFTER_S if unsettled else 0)) is not None:
+            if path:
+                self._remove(path)
+                unsettled = _SETTLE_TIMES
+                with self._changed:
+                    self._trash[root].pop(path)
+                    self._changed.notify_all()
+            else:
+                unsettled -= 1
+                self._settle(root)
+
+    def _next(self, root: str, patience_s: float) -> str | None:
+        """What to remove next, or "" where nothing comes in time; None, at the thread's end, where nothing may come."""
+        with self._changed:
+            trash = self._trash[root]
+            self._changed.wait_for(lambda: self._stopping or trash, patience_s)
+            if self._stopping or not (trash or patience_s):
+                del self._trash[root]
+                self._changed.notify_all()
+                return None
+            return next(iter(trash), "")
+
     def _run(self) -> None:
         last_round = -math.inf
         while not self._stopping:
             if time.monotonic() - last_round >= (_ROUND_S if self._pools.ready else _MISSING_ROUND_S):
                 self._round()
                 last_round = time.monotonic()
-            pause = _SETTLE_AFTER_S if self._unsettled else _MISSING_ROUND_S  # one may be missing at any moment
-            with self._changed:
-                woken = self._changed.wait_for(lambda: self._stopping or self._paths, pause)
-                path = self._paths.popleft() if self._paths and not self._stopping else None
-                self._working = path is not None
-            if path is not None:
-                self._remove(path)
-                self._unsettled = _SETTLE_TIMES
-                with self._changed:
-                    self._working = False
-                    self._changed.notify_all()
-            elif self._unsettled and not woken:
-                self._unsettled -= 1
-                self._settle()
+            with self._changed:  # one may be missing at any moment
+                self._changed.wait_for(lambda: self._stopping, _MISSING_ROUND_S)
 
-    def _settle(self) -> None:
+    def _settle(self, root: str) -> None:
         for pool in self._pools.all():
-            if pool.abilities.btrfs:
+            if pool.root == root and pool.abilities.btrfs:
                 with suppress(DriverError):
-                    self._host.settle(pool.root)
+                    self._host.settle(root)
 
     def _remove(self, path: str) -> None:
         if not _is_trash(path):

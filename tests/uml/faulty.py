@@ -1,14 +1,16 @@
-"""A disk that fails, recovers, goes and comes back at a word: one device-mapper device whose table is exchanged."""
+"""A disk that fails, hangs, recovers, goes and comes back at a word: a device-mapper device whose table changes."""
 
 from __future__ import annotations
 
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.observe import device_size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Self
 
 _SECTOR = 512
@@ -39,6 +41,15 @@ class FaultyDisk:
         """Read and write again."""
         self._exchange(self._good)
 
+    @contextmanager
+    def hanging(self) -> Iterator[None]:
+        """Answer nothing, until the block is left."""
+        self._suspend()
+        try:
+            yield
+        finally:
+            _dmsetup("resume", _NAME)
+
     def go(self) -> None:
         """Be pulled out; nobody may have it open."""
         _dmsetup("remove", "--retry", _NAME)
@@ -47,8 +58,11 @@ class FaultyDisk:
         """Be plugged in again."""
         _dmsetup("create", _NAME, "--table", self._good)
 
-    def _exchange(self, table: str) -> None:
+    def _suspend(self) -> None:
         _dmsetup("suspend", "--noflush", "--nolockfs", _NAME)
+
+    def _exchange(self, table: str) -> None:
+        self._suspend()
         _dmsetup("load", _NAME, "--table", table)
         _dmsetup("resume", _NAME)
 

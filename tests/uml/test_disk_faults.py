@@ -1,4 +1,4 @@
-"""The disk under a pool fails, fills up, becomes read-only or goes away: clear answers, and recovery without a restart.
+"""The disk under a pool fails, hangs, fills up, becomes read-only or goes: clear answers, recovery without a restart.
 
 One pool has the trouble, another has not and must not notice.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, cast
@@ -58,20 +59,21 @@ class House:
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
         self._turn = 0
-        self.directory = self._make("directory", "bad", DIRECTORY)
-        self.loopfile = self._make("loopfile", "bad", LOOPFILE)
+        self.directory = self.make("directory", "bad", DIRECTORY)
+        self.loopfile = self.make("loopfile", "bad", LOOPFILE)
         self.idle = self.create_idle()
-        self.spare = self._make("spare", "bad", DIRECTORY)
-        self.neighbour = self._make("neighbour", "good", LOOPFILE)
+        self.spare = self.make("spare", "bad", DIRECTORY)
+        self.neighbour = self.make("neighbour", "good", LOOPFILE)
         driver.detach(self.spare)
 
     def create_idle(self) -> Volume:
         """Create a formatted volume that nobody uses."""
-        volume = self._make("idle", "bad", LOOPFILE)
+        volume = self.make("idle", "bad", LOOPFILE)
         self.driver.detach(volume)
         return volume
 
-    def _make(self, name: str, pool: str, params: dict[str, str]) -> Volume:
+    def make(self, name: str, pool: str, params: dict[str, str]) -> Volume:
+        """Create a volume with data that a pod uses."""
         fs = "ext4" if params is LOOPFILE else ""
         volume = self.driver.create(name, SIZE, params={**params, "pool": pool}, fs=fs)
         put(self.driver.attach(volume), DATA)
@@ -234,6 +236,30 @@ def test_a_device_pool_whose_disk_fails_and_goes_recovers_when_it_is_back(faulty
         home.demand_clear_answers()
         home.demand_good_neighbour()
         faulty.come_back()
+        home.demand_recovery()
+
+
+def test_a_disk_that_hangs_holds_up_its_own_pool_alone(faulty: FaultyDisk, tmp_path: Path) -> None:
+    make_filesystem(GROUNDS["xfs"].mkfs, faulty.device)
+    with mounted(faulty.device, "prjquota") as pool, house(f"path:{pool}", tmp_path) as home:
+        doomed, held = home.make("doomed", "bad", DIRECTORY), home.fresh()
+        home.driver.detach(doomed)
+        calls: list[Callable[[], object]] = [
+            held,
+            partial(home.driver.delete, doomed),
+            partial(home.driver.stage, home.idle),
+        ]
+        with ThreadPoolExecutor(len(calls)) as callers:
+            with faulty.hanging():
+                answers = [callers.submit(answer, call) for call in calls]
+                time.sleep(ROUNDS)  # the driver looks after its pools meanwhile
+                home.demand_good_neighbour()
+                good = home.driver.pool_roots()[1]
+                until(lambda: not list(good.glob(".trash*")), "what was deleted next door is removed")
+                assert {answer(call)[0] for call in (home.driver.volumes, home.driver.capacity)} == {Code.OK}
+                assert not any(one.done() for one in answers)
+            assert {one.result()[0] for one in answers} == {Code.OK}
+        home.driver.delete(held())
         home.demand_recovery()
 
 

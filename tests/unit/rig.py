@@ -56,10 +56,15 @@ class InlineSweeper(Sweeper):
         for pool in self._pools.all():
             self._add_leftovers(pool)
 
+    def _begin(self, root: str) -> None:
+        """Begin nothing."""
+
     def drain(self) -> None:
         """Remove all that waits for it."""
-        while self._paths:
-            self._remove(self._paths.popleft())
+        while self._trash:
+            _, trash = self._trash.popitem()
+            for path in trash:
+                self._remove(path)
 
     def finish(self, timeout_s: float) -> None:
         """As `Sweeper.finish`, without waiting."""

@@ -42,7 +42,10 @@ class Kubelet:
 
     def made(self) -> int:
         """When the socket was made; 0 for none. The number of its inode may be used again."""
-        return self.socket.lstat().st_ctime_ns if self.socket.exists() else 0
+        try:
+            return self.socket.lstat().st_ctime_ns
+        except FileNotFoundError:
+            return 0
 
 
 @pytest.fixture

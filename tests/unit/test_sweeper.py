@@ -1,7 +1,8 @@
-"""When the sweeper looks."""
+"""When the sweeper looks, and what waits for what."""
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from csi_local.engine import sweeper
@@ -41,3 +42,58 @@ def test_a_pool_that_goes_between_two_rounds_is_not_waited_for_until_the_next(mo
         until(lambda: pools.retries > 1, "it is tried again")
     finally:
         at_work.stop()
+
+
+class Hanging(FakeHost):
+    """A machine one of whose disks hangs while something is to be removed from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reached, self.answers = threading.Event(), threading.Event()
+
+    def remove_tree(self, path: str) -> None:
+        """See ``Files.remove_tree``."""
+        if path.startswith("/slow/"):
+            self.reached.set()
+            assert self.answers.wait(30)
+        super().remove_tree(path)
+
+
+def test_a_disk_that_hangs_holds_up_no_other_pools_trash() -> None:
+    host = Hanging()
+    for path in (
+        *(slow := ("/slow/.trash-a.1", "/slow/.trash-b.1")),
+        *(fast := ("/fast/.trash-a.1", "/fast/.trash-b.1")),
+    ):
+        host.make_dirs(path)
+    at_work = Sweeper(host, Counting(host, (), RUN_DIR))
+    at_work.start()
+    try:
+        for path in (*slow, *fast):
+            at_work.add(path)
+        assert host.reached.wait(10)
+        until(lambda: all(host.stat(path) is None for path in fast), "the other pool's trash is removed")
+        at_work.finish(0.01)
+        assert all(host.stat(path) is not None for path in slow)
+        host.answers.set()
+        at_work.finish(10)
+        assert all(host.stat(path) is None for path in slow)
+    finally:
+        host.answers.set()
+        at_work.stop()
+
+
+def test_what_hangs_does_not_keep_the_driver_from_ending() -> None:
+    host = Hanging()
+    for path in ("/slow/.trash-a.1", "/slow/.trash-b.1"):
+        host.make_dirs(path)
+    at_work = Sweeper(host, Counting(host, (), RUN_DIR))
+    at_work.start()
+    at_work.add("/slow/.trash-a.1")
+    at_work.add("/slow/.trash-b.1")
+    assert host.reached.wait(10)
+    at_work.stop()
+    host.answers.set()
+    until(lambda: host.stat("/slow/.trash-a.1") is None, "what was begun is ended")
+    at_work.stop()
+    assert host.stat("/slow/.trash-b.1") is not None
