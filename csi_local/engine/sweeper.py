@@ -1,6 +1,6 @@
 """What goes on in the background: removing what was deleted, trying missing pools again, sampling usage.
 
-Each pool's trash has a thread of its own while there is some, so that a disk which hangs holds up no other's room.
+Each pool's trash has a thread of its own, so that a disk which hangs holds up no other's room.
 """
 
 import logging
@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 _ROUND_S = 60.0
 _MISSING_ROUND_S = 10.0
 """While a pool is missing: pods wait for it."""
+_END_WITHIN_S = 1.0
 _SETTLE_AFTER_S = 0.5
 _SETTLE_TIMES = 3
 """A btrfs frees a destroyed subvolume after one commit and its blocks after the next."""
@@ -33,11 +34,11 @@ class Sweeper:
         self._host = host
         self._pools = pools
         self._trash: dict[str, dict[str, None]] = {}
-        """The paths to remove, in order, by the pool's root; one is here for as long as its thread is."""
+        """The paths to remove, in order, by the pool's root; each until it is removed."""
         self._changed = threading.Condition()
         self._stopping = False
         self._chores: list[Callable[[], None]] = []
-        self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
+        self._threads: list[threading.Thread] = []
 
     def every_round(self, chore: Callable[[], None]) -> None:
         """Do this too, now and then."""
@@ -47,34 +48,31 @@ class Sweeper:
         """Begin, with what an earlier driver left behind."""
         for pool in self._pools.all():
             self._add_leftovers(pool)
-        self._thread.start()
+        self._begin(self._run)
 
     def stop(self) -> None:
         """End, perhaps amid a removal; what is not removed is found at the next start."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._trash, timeout=1)
-        if self._thread.is_alive():
-            self._thread.join(timeout=1)
+        deadline = time.monotonic() + _END_WITHIN_S
+        for thread in self._threads:
+            thread.join(timeout=max(0, deadline - time.monotonic()))
 
     def add(self, path: str) -> None:
         """Remove *path*, which is in the root of a pool, soon."""
         root = path.rpartition("/")[0]
         with self._changed:
-            if root in self._trash:
-                self._trash[root][path] = None
-                self._changed.notify_all()
-            elif not self._stopping:
-                self._begin(root)
-                self._trash[root] = {path: None}
+            if root not in self._trash and not self._stopping:
+                self._begin(self._empty, root)
+            self._trash.setdefault(root, {})[path] = None
+            self._changed.notify_all()
 
     def finish(self, timeout_s: float) -> None:
         """Wait until all that was added is removed, its room is back and counted, or time runs out."""
         with self._changed:
             self._changed.wait_for(lambda: not any(self._trash.values()), timeout_s)
-        for pool in self._pools.all():
-            self._settle(pool.root)
+        self._settle()
         self._pools.sample()
 
     def _add_leftovers(self, pool: Pool) -> None:
@@ -83,33 +81,32 @@ class Sweeper:
             if _is_trash(path):
                 self.add(path)
 
-    def _begin(self, root: str) -> None:
-        threading.Thread(target=self._empty, args=(root,), name="sweeper", daemon=True).start()
+    def _begin(self, work: Callable[..., None], *arguments: str) -> None:
+        thread = threading.Thread(target=work, args=arguments, name="sweeper", daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def _empty(self, root: str) -> None:
-        """Remove the trash of one pool, settle it, and end."""
+        """Remove the trash of one pool, and settle that when no more comes."""
         unsettled = 0
-        while (path := self._next(root, _SETTLE_AFTER_S if unsettled else 0)) is not None:
-            if path:
-                self._remove(path)
-                unsettled = _SETTLE_TIMES
-                with self._changed:
-                    self._trash[root].pop(path)
-                    self._changed.notify_all()
-            else:
+        while True:
+            with self._changed:
+                trash = self._trash[root]
+                self._changed.wait_for(
+                    lambda: self._stopping or self._trash[root], _SETTLE_AFTER_S if unsettled else None
+                )
+                if self._stopping:
+                    return
+                path = next(iter(trash), None)
+            if path is None:
                 unsettled -= 1
                 self._settle(root)
-
-    def _next(self, root: str, patience_s: float) -> str | None:
-        """What to remove next, or "" where nothing comes in time; None, at the thread's end, where nothing may come."""
-        with self._changed:
-            trash = self._trash[root]
-            self._changed.wait_for(lambda: self._stopping or trash, patience_s)
-            if self._stopping or not (trash or patience_s):
-                del self._trash[root]
+                continue
+            self._remove(path)
+            unsettled = _SETTLE_TIMES
+            with self._changed:
+                del trash[path]
                 self._changed.notify_all()
-                return None
-            return next(iter(trash), "")
 
     def _run(self) -> None:
         last_round = -math.inf
@@ -120,11 +117,12 @@ class Sweeper:
             with self._changed:  # one may be missing at any moment
                 self._changed.wait_for(lambda: self._stopping, _MISSING_ROUND_S)
 
-    def _settle(self, root: str) -> None:
+    def _settle(self, root: str = "") -> None:
+        """Settle one pool, or all."""
         for pool in self._pools.all():
-            if pool.root == root and pool.abilities.btrfs:
+            if pool.abilities.btrfs and root in ("", pool.root):
                 with suppress(DriverError):
-                    self._host.settle(root)
+                    self._host.settle(pool.root)
 
     def _remove(self, path: str) -> None:
         if not _is_trash(path):

@@ -44,7 +44,7 @@ class FaultyDisk:
     @contextmanager
     def hanging(self) -> Iterator[None]:
         """Answer nothing, until the block is left."""
-        self._suspend()
+        _dmsetup("suspend", "--noflush", "--nolockfs", _NAME)
         try:
             yield
         finally:
@@ -58,13 +58,9 @@ class FaultyDisk:
         """Be plugged in again."""
         _dmsetup("create", _NAME, "--table", self._good)
 
-    def _suspend(self) -> None:
-        _dmsetup("suspend", "--noflush", "--nolockfs", _NAME)
-
     def _exchange(self, table: str) -> None:
-        self._suspend()
-        _dmsetup("load", _NAME, "--table", table)
-        _dmsetup("resume", _NAME)
+        with self.hanging():
+            _dmsetup("load", _NAME, "--table", table)
 
 
 def in_use(device: Path) -> bool:

@@ -56,7 +56,7 @@ class InlineSweeper(Sweeper):
         for pool in self._pools.all():
             self._add_leftovers(pool)
 
-    def _begin(self, root: str) -> None:
+    def _begin(self, work: Callable[..., None], *arguments: str) -> None:
         """Begin nothing."""
 
     def drain(self) -> None:
